@@ -1,0 +1,64 @@
+"""The environment of our processes: room for camera images in Fast DDS, a quiet allocator, one torch thread.
+
+All of it has to be in place before a process starts, so launch files, `make demo` and the benchmarks ask here. No ROS needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+#: Kilted and later read the first name, Humble and Jazzy the second; each ignores the other.
+PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+
+#: glibc gives every image-sized buffer back to the kernel and fetches it again, page by page; keeping them halves the latency
+#: of a raw image.
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(16 << 20),
+}
+
+#: Two processes whose OpenMP threads spin for the same two cores stop each other.
+THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+_FASTDDS = ("rmw_fastrtps_cpp", "rmw_fastrtps_dynamic_cpp")
+
+
+def profile_path() -> Path:
+    """config/fastdds.xml, in the source tree or in the package's share folder. FileNotFoundError if it is in neither."""
+    candidates = [Path(__file__).resolve().parents[1] / "config" / "fastdds.xml"]
+    for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
+        if prefix:
+            candidates.append(Path(prefix) / "share" / "thinkjepa_ros" / "config" / "fastdds.xml")
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    searched = ", ".join(str(c) for c in candidates)
+    raise FileNotFoundError(f"config/fastdds.xml of thinkjepa_ros was not found (searched {searched}); is the workspace sourced?")
+
+
+def transport_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """Variables that make Fast DDS carry raw images; empty where the user of `base` has chosen a profile or another RMW."""
+    if base.get("RMW_IMPLEMENTATION", _FASTDDS[0]) not in _FASTDDS:
+        return {}
+    if any(base.get(name) for name in PROFILE_VARIABLES):
+        return {}
+    return dict.fromkeys(PROFILE_VARIABLES, str(profile_path()))
+
+
+def added_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Only what `child_environment` adds to `base` (default: this process's environment). Nothing that is set is replaced."""
+    base = os.environ if base is None else base
+    tuning = {name: value for name, value in {**MALLOC, **THREADS}.items() if not base.get(name)}
+    return {**transport_environment(base), **tuning}
+
+
+def child_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for a process of ours, made from `base` (default: this process's environment).
+
+    Adds the Fast DDS profile (unless a profile or another RMW is chosen), allocator settings and one OpenMP thread.
+    """
+    base = os.environ if base is None else base
+    return {**base, **added_environment(base)}
