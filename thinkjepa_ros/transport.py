@@ -1,6 +1,7 @@
 """The environment of our processes: room for camera images in Fast DDS, a quiet allocator, one torch thread.
 
-All of it has to be in place before a process starts, so launch files, `make demo` and the benchmarks ask here. No ROS needed.
+All of it has to be in place before a process starts, so launch files, `make demo` and the benchmarks ask here.
+No ROS needed.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from pathlib import Path
 #: Kilted and later read the first name, Humble and Jazzy the second; each ignores the other.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 
-#: glibc gives every image-sized buffer back to the kernel and fetches it again, page by page; keeping them halves the latency
-#: of a raw image.
+#: glibc gives every image-sized buffer back to the kernel and fetches it again, page by page; keeping them halves the
+#: latency of a raw image.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
@@ -27,21 +28,24 @@ _FASTDDS = ("rmw_fastrtps_cpp", "rmw_fastrtps_dynamic_cpp")
 
 
 def profile_path() -> Path:
-    """config/fastdds.xml, in the source tree or in the package's share folder. FileNotFoundError if it is in neither."""
-    candidates = [Path(__file__).resolve().parents[1] / "config" / "fastdds.xml"]
-    for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
-        if prefix:
-            candidates.append(Path(prefix) / "share" / "thinkjepa_ros" / "config" / "fastdds.xml")
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    searched = ", ".join(str(c) for c in candidates)
-    raise FileNotFoundError(f"config/fastdds.xml of thinkjepa_ros was not found (searched {searched}); is the workspace sourced?")
+    """config/fastdds.xml, in the source tree or in the package's share folder.
+
+    Raises FileNotFoundError where it is in neither.
+    """
+    prefixes = [Path(prefix) for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if prefix]
+    roots = [Path(__file__).resolve().parents[1], *(prefix / "share" / "thinkjepa_ros" for prefix in prefixes)]
+    for root in roots:
+        if (root / "config" / "fastdds.xml").is_file():
+            return root / "config" / "fastdds.xml"
+    searched = ", ".join(str(root) for root in roots)
+    raise FileNotFoundError(
+        f"config/fastdds.xml of thinkjepa_ros is in none of {searched}: source the workspace that holds the package"
+    )
 
 
 def transport_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Variables that make Fast DDS carry raw images; empty where the user of `base` has chosen a profile or another RMW."""
-    if base.get("RMW_IMPLEMENTATION", _FASTDDS[0]) not in _FASTDDS:
+    """Variables that make Fast DDS carry raw images; none where the user of `base` has chosen a profile or another RMW."""
+    if (base.get("RMW_IMPLEMENTATION") or _FASTDDS[0]) not in _FASTDDS:
         return {}
     if any(base.get(name) for name in PROFILE_VARIABLES):
         return {}
@@ -49,7 +53,7 @@ def transport_environment(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def added_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Only what `child_environment` adds to `base` (default: this process's environment). Nothing that is set is replaced."""
+    """What `child_environment` adds to `base` (default: this process's environment); nothing that is set is replaced."""
     base = os.environ if base is None else base
     tuning = {name: value for name, value in {**MALLOC, **THREADS}.items() if not base.get(name)}
     return {**transport_environment(base), **tuning}
