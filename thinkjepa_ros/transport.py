@@ -44,7 +44,7 @@ def profile_path() -> Path:
 
 
 def transport_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Variables that make Fast DDS carry raw images; none where the user of `base` has chosen a profile or another RMW."""
+    """Variables that make Fast DDS carry raw images; none if a profile or another RMW is chosen in `base`."""
     if (base.get("RMW_IMPLEMENTATION") or _FASTDDS[0]) not in _FASTDDS:
         return {}
     if any(base.get(name) for name in PROFILE_VARIABLES):
@@ -53,7 +53,7 @@ def transport_environment(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def added_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What `child_environment` adds to `base` (default: this process's environment); nothing that is set is replaced."""
+    """What `child_environment` adds to `base` (default: the environment here); nothing that is set is replaced."""
     base = os.environ if base is None else base
     tuning = {name: value for name, value in {**MALLOC, **THREADS}.items() if not base.get(name)}
     return {**transport_environment(base), **tuning}
