@@ -49,7 +49,7 @@ def test_nothing_known_is_nan_without_a_warning(recwarn):
 def test_a_missing_answer_is_refused_and_can_be_left_out_for_all():
     pred, truth, mask = by_hand()
     pred[0, 0, 1] = NAN
-    with pytest.raises(ValueError, match="1 predictions are not finite.*sample 0, step 0, joint 1"):
+    with pytest.raises(ValueError, match=r"1 predictions are not finite.*sample 0, step 0, joint 1"):
         metrics.displacement_errors(pred, truth, mask)
     common = metrics.answered_by_all(mask, pred, truth * 0)
     assert mask[0, 0, 1] and not common[0, 0, 1]
@@ -166,7 +166,7 @@ def test_bootstrap_by_hand():
     assert mean == 1.0 and np.isnan([low, high]).all()
     assert np.isnan(bootstrap_mean([])).all()
     assert bootstrap_mean([1.0, NAN, 3.0]).mean == 2.0
-    # two episodes, 0 and 1: the resampled mean is 0, 1/2, 1 with chances 1/4, 1/2, 1/4, so the 95 % interval is all of it
+    # of two episodes, 0 and 1, the resampled mean is 0, 1/2, 1 with chances 1/4, 1/2, 1/4: 95 % is all of it
     assert bootstrap_mean([0.0, 1.0]) == (0.5, 0.0, 1.0)
     assert bootstrap_mean(np.arange(9.0)) == bootstrap_mean(np.arange(9.0), seed=0)
     assert bootstrap_mean(np.arange(9.0)) != bootstrap_mean(np.arange(9.0), seed=1)

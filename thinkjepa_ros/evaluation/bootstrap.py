@@ -23,10 +23,8 @@ class Interval(NamedTuple):
         return bool(self.low > 0 or self.high < 0)
 
 
-def bootstrap_mean(
-    values_per_episode: np.ndarray, n: int = 2000, seed: int = 0, confidence: float = 0.95
-) -> Interval:
-    """Mean of values [E] with its percentile interval over `n` resamples; NaN values (episodes without any) are left out."""
+def bootstrap_mean(values_per_episode: np.ndarray, n: int = 2000, seed: int = 0, confidence: float = 0.95) -> Interval:
+    """Mean of values [E] with its percentile interval over `n` resamples; NaN (an episode without values) is left out."""
     values = np.asarray(values_per_episode, np.float64)
     if values.ndim != 1:
         raise ValueError(f"one value per episode is needed, [E], got {values.shape}")
@@ -46,9 +44,7 @@ def bootstrap_mean(
     return Interval(mean, float(low), float(high))
 
 
-def paired_bootstrap(
-    a: np.ndarray, b: np.ndarray, n: int = 2000, seed: int = 0, confidence: float = 0.95
-) -> Interval:
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, n: int = 2000, seed: int = 0, confidence: float = 0.95) -> Interval:
     """Mean of a - b with its interval, both [E] over the same episodes in the same order.
 
     Drawing the pairs, not each side, removes how hard an episode is from the comparison. Pairs with a NaN are left out.

@@ -1,8 +1,8 @@
 """Errors of forecast trajectories: masked, in metres, per horizon, per joint group.
 
 Two rules hold everywhere. An entry without truth is NaN and is left out of every mean: it never counts as 0. A method
-that has no answer where there is truth is not excused: `displacement_errors` refuses it, and `answered_by_all` makes the
-common mask on which several methods may be compared.
+that has no answer where there is truth is not excused: `displacement_errors` refuses it, and `answered_by_all` makes
+the common mask on which several methods may be compared.
 
 Shapes: N forecasts, T steps, J joints, G joint groups.
 """
@@ -34,8 +34,8 @@ def displacement_errors(pred: np.ndarray, truth: np.ndarray, mask: np.ndarray | 
     if bad.any():
         n, t, j = np.argwhere(bad)[0]
         raise ValueError(
-            f"{int(bad.sum())} predictions are not finite where there is truth (first: sample {n}, step {t}, joint {j}); "
-            "leave them out for every method alike with answered_by_all"
+            f"{int(bad.sum())} predictions are not finite where there is truth (first: sample {n}, step {t}, "
+            f"joint {j}); leave them out for every method alike with answered_by_all"
         )
     with np.errstate(invalid="ignore"):
         return np.where(scored, np.linalg.norm(pred - truth, axis=-1), np.nan)
@@ -75,7 +75,7 @@ def ade(errors: np.ndarray, steps: int | None = None) -> np.ndarray:
 
 
 def fde(errors: np.ndarray, steps: int | None = None) -> np.ndarray:
-    """Final displacement error of every forecast, [N] in metres: mean over the joints at step number `steps` (default: the last).
+    """Final displacement error of every forecast, [N] in metres: mean over joints at step number `steps` (or the last).
 
     NaN where no joint has truth at that step; an earlier step does not stand in for it.
     """
@@ -133,7 +133,7 @@ def moving_joints(
 
 
 def only(errors: np.ndarray, joints: np.ndarray) -> np.ndarray:
-    """The errors [N, T, J] of the chosen joints (bool [J] or [N, J]), NaN elsewhere: a resting hand dilutes every mean."""
+    """The errors [N, T, J] of chosen joints (bool [J] or [N, J]), NaN elsewhere: a resting hand dilutes every mean."""
     joints = np.asarray(joints, bool)
     return np.where(joints[..., None, :] if joints.ndim == 2 else joints, errors, np.nan)
 
