@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap_mean(values_per_episode: np.ndarray, n: int = 2000, seed: int = 0, confidence: float = 0.95) -> Interval:
-    """Mean of values [E] with its percentile interval over `n` resamples; NaN (an episode without values) is left out."""
+    """Mean of values [E] with its percentile interval over `n` resamples; NaN (an episode without any) is left out."""
     values = np.asarray(values_per_episode, np.float64)
     if values.ndim != 1:
         raise ValueError(f"one value per episode is needed, [E], got {values.shape}")
