@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
 
+from thinkjepa_ros.bridge.qos import LATCHED
 from thinkjepa_ros.bridge.stamps import read_stamp
 from thinkjepa_ros.msg import Forecast, NodeStatus
 
@@ -19,11 +19,10 @@ class Answers:
 
     def __init__(self, node: Node, predictor: str) -> None:
         self._changed = threading.Condition()
-        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._stamp_ns = 0
         self._done = self._before = -1
         node.create_subscription(Forecast, f"{predictor}/forecast", self._on_forecast, 10, raw=True)
-        node.create_subscription(NodeStatus, f"{predictor}/status", self._on_status, latched)
+        node.create_subscription(NodeStatus, f"{predictor}/status", self._on_status, LATCHED)
 
     def _on_forecast(self, cdr: bytes) -> None:
         with self._changed:

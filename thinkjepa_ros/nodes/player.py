@@ -16,20 +16,21 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import Any
 
 import numpy as np
 import rclpy
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Header
 
 from thinkjepa_ros.bridge.lockstep import Answers
+from thinkjepa_ros.bridge.parameters import Parameters
+from thinkjepa_ros.bridge.qos import IMAGES, LATCHED
+from thinkjepa_ros.bridge.replay_parameters import PLAYER
 from thinkjepa_ros.bridge.stamps import NS, Restamper, message_class, read_stamp
 from thinkjepa_ros.data.playback import Schedule
 from thinkjepa_ros.data.recording import COMPRESSED, Recording, RecordingError, Topic
@@ -38,31 +39,6 @@ from thinkjepa_ros.data.recording import COMPRESSED, Recording, RecordingError, 
 OWN_TOPICS = ("/clock", "/rosout", "/parameter_events")
 #: Behind by more than this, the player does not catch up with a burst but goes on from now.
 MAX_LAG_S = 0.5
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-
-#: name: (default, range or choices, description); all are read when the player starts.
-PARAMETERS: dict[str, tuple[Any, tuple | None, str]] = {
-    "bag": ("", None, "rosbag2 folder, or a .mcap or .db3 file"),
-    "rate": (
-        1.0,
-        (0.01, 100.0),
-        "speed; with clock:=wall a rate other than 1 really makes the motion faster or slower",
-    ),
-    "loop": (False, None, "begin again at the end"),
-    "clock": ("wall", ("wall", "bag"), "wall: stamps are shifted to now; bag: original stamps and /clock"),
-    "clock_rate_hz": (200.0, (100.0, 1000.0), "rate of /clock; timers on ROS time tick no faster"),
-    "start_offset_s": (0.0, (0.0, 1e6), "seconds of the recording to leave out at its beginning"),
-    "topics": ([""], None, "topics to play besides the camera and its calibration; [''] = all whose type is installed"),
-    "image_topic": ("", None, "camera topic in the bag; empty = the only one there is"),
-    "image_to": ("", None, "name to publish the images under; empty = image or image/compressed"),
-    "camera_info_to": ("camera_info", None, "name to publish the calibration of the camera under"),
-    "image_reliability": ("best_effort", ("best_effort", "reliable"), "quality of service of the images"),
-    "wait_for_subscribers": (0, (0, 100), "begin when so many nodes listen to the images"),
-    "wait_timeout_s": (60.0, (0.0, 3600.0), "begin after this time anyway"),
-    "lockstep": (False, None, "publish an image only when the predictor has answered the one before"),
-    "lockstep_timeout_s": (5.0, (0.1, 600.0), "longest wait for an answer; then go on, and count it"),
-    "predictor": ("predictor", None, "name of the predictor node, for lockstep"),
-}
 
 
 class Player(Node):
@@ -73,15 +49,7 @@ class Player(Node):
 
     def __init__(self) -> None:
         super().__init__("player")
-        for name, (default, allowed, text) in PARAMETERS.items():
-            descriptor = ParameterDescriptor(description=text, read_only=True)
-            if isinstance(default, float) and allowed:
-                descriptor.floating_point_range = [FloatingPointRange(from_value=allowed[0], to_value=allowed[1])]
-            elif isinstance(default, int) and allowed:
-                descriptor.integer_range = [IntegerRange(from_value=allowed[0], to_value=allowed[1])]
-            value = self.declare_parameter(name, default, descriptor).value
-            if isinstance(default, str) and allowed and value not in allowed:
-                raise ValueError(f"parameter {name} must be one of {', '.join(allowed)}, not {value!r}")
+        self.get = Parameters(self, PLAYER, lambda changed: None).__getitem__
         if not self.get("bag"):
             raise ValueError("nothing to play; name the recording: --ros-args -p bag:=PATH")
         self.recording = Recording(self.get("bag"))
@@ -102,10 +70,6 @@ class Player(Node):
         self._answers = Answers(self, self.get("predictor")) if self.get("lockstep") else None
         self._schedule = self._first_schedule()
 
-    def get(self, name: str) -> Any:
-        """The value of a parameter."""
-        return self.get_parameter(name).value
-
     def _choose(self) -> dict[Topic, str]:
         """The topics to play and the names to play them under."""
         compressed = self.camera.type == COMPRESSED
@@ -113,7 +77,7 @@ class Player(Node):
         info = self.recording.camera_info(self.camera)
         if info is not None:
             names[info] = self.get("camera_info_to")
-        wanted = [name for name in self.get("topics") if name]
+        wanted = [name for name in map(str.strip, self.get("topics").split(",")) if name]
         for name in wanted:
             topic = self.recording.topic(name)
             if topic is None:
@@ -129,7 +93,7 @@ class Player(Node):
 
     def _qos(self, topic: Topic) -> QoSProfile:
         if topic == self.camera and self.get("image_reliability") == "best_effort":
-            return QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+            return IMAGES
         # an instruction is said once: whoever comes later must still hear it
         return LATCHED if topic.latched or topic.type == "std_msgs/msg/String" else QoSProfile(depth=50)
 

@@ -1,0 +1,46 @@
+"""The parameters of the player and of the evaluator; see `parameters` for how such a table works."""
+
+from __future__ import annotations
+
+from thinkjepa_ros.bridge.parameters import Parameter
+
+PLAYER = (
+    Parameter("bag", "", "The recording: a rosbag2 folder, or one of its .mcap or .db3 files.", max_length=4096),
+    Parameter(
+        "rate",
+        1.0,
+        "Speed. With clock:=wall a rate other than 1 really makes the motion faster or slower.",
+        bounds=(0.01, 100),
+    ),
+    Parameter("loop", False, "Begin again at the end."),
+    Parameter(
+        "clock",
+        "wall",
+        "wall: stamps are shifted so that the recording happens now; bag: original stamps and /clock.",
+        choices=("wall", "bag"),
+    ),
+    Parameter("clock_rate_hz", 200.0, "Rate of /clock: timers on ROS time tick no faster.", bounds=(100, 1000)),
+    Parameter("start_offset_s", 0.0, "How much of the beginning is left out.", bounds=(0, 1e6)),
+    Parameter(
+        "topics",
+        "",
+        "Topics to play besides the camera and its calibration, separated by commas. "
+        "Empty: all whose message type is installed.",
+        max_length=65536,
+    ),
+    Parameter("image_topic", "", "The camera topic in the bag. Empty: the only one there is."),
+    Parameter("image_to", "", "Name to publish the images under. Empty: `image` or `image/compressed`."),
+    Parameter("camera_info_to", "camera_info", "Name to publish the calibration of the camera under."),
+    Parameter(
+        "image_reliability", "best_effort", "Quality of service of the images.", choices=("best_effort", "reliable")
+    ),
+    Parameter("wait_for_subscribers", 0, "Begin when so many subscribers have found the images.", bounds=(0, 100)),
+    Parameter("wait_timeout_s", 60.0, "Longest wait for subscribers; then begin anyway.", bounds=(0, 3600)),
+    Parameter(
+        "lockstep",
+        False,
+        "Publish an image only when the predictor has answered the one before, so that a replay repeats bit for bit.",
+    ),
+    Parameter("lockstep_timeout_s", 5.0, "Longest wait for an answer; then go on, and count it.", bounds=(0.1, 600)),
+    Parameter("predictor", "predictor", "Name of the predictor node whose answers are awaited."),
+)
