@@ -1,0 +1,1 @@
+"""Episodes, simulated and recorded."""
