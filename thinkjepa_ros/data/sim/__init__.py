@@ -1,0 +1,1 @@
+"""The cue-reach scene (MuJoCo)."""
