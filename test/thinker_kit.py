@@ -1,0 +1,40 @@
+"""Helpers of the thinker tests: the untrained mini, built once per session, and frames to look at."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from thinkjepa_ros.thinker import tiny
+from thinkjepa_ros.thinker.qwen import Thinker
+from thinkjepa_ros.values import Frame
+
+
+@functools.cache
+def _folder() -> tuple[tempfile.TemporaryDirectory, Path]:
+    holder = tempfile.TemporaryDirectory(prefix="thinker-")
+    return holder, tiny.build(Path(holder.name) / "mini", seed=0)
+
+
+def mini_folder() -> Path:
+    """The untrained mini in a temporary folder that lives as long as the tests."""
+    return _folder()[1]
+
+
+def fresh_thinker(**options) -> Thinker:
+    """A thinker with nothing cached."""
+    return Thinker.load(mini_folder(), **options)
+
+
+def frames(
+    count: int, *, seed: int = 0, step_s: float = 0.25, start_ns: int = 0, size: tuple[int, int] = (128, 128)
+) -> list[Frame]:
+    """Frames of noise, `step_s` apart."""
+    rng = np.random.default_rng(seed)
+    return [
+        Frame(rng.integers(0, 256, (*size, 3), dtype=np.uint8), start_ns + round(k * step_s * 1e9))
+        for k in range(count)
+    ]
