@@ -44,3 +44,23 @@ PLAYER = (
     Parameter("lockstep_timeout_s", 5.0, "Longest wait for an answer; then go on, and count it.", bounds=(0.1, 600)),
     Parameter("predictor", "predictor", "Name of the predictor node whose answers are awaited."),
 )
+
+EVALUATOR = (
+    Parameter("out", "", "Folder the results are written into at the end.", max_length=4096),
+    Parameter("predictor", "predictor", "Name of the predictor node."),
+    Parameter("thinker", "thinker", "Name of the thinker node."),
+    Parameter("player", "player", "Name of the player node; where it loops, no error is computed across the seam."),
+    Parameter(
+        "image_transport",
+        "raw",
+        "raw subscribes to `image`, compressed to `image/compressed`.",
+        choices=("raw", "compressed"),
+    ),
+    Parameter("truth_topic", "truth/joints", "True joints in the world (geometry_msgs/PoseArray, NaN = unknown)."),
+    Parameter("pose_topic", "camera/pose", "Pose of the optical frame in the world (geometry_msgs/PoseStamped)."),
+    Parameter(
+        "record_s", 120.0, "Forecasts, truth and pictures are kept for so long; rates and latencies always.", (1, 3600)
+    ),
+    Parameter("picture_rate_hz", 15.0, "At most this many images per second are kept for pictures.", (0.1, 60)),
+    Parameter("live", False, "Write one line of JSON per second to the standard output."),
+)
