@@ -50,7 +50,7 @@ class JpegFrames(Sequence[np.ndarray]):
     """The images of an episode: uint8 RGB [H, W, 3] each, decoded from memory at every access (0.2 ms at 128 x 128)."""
 
     def __init__(self, blobs: np.ndarray, offsets: np.ndarray, name: str = "episode") -> None:
-        """blobs: uint8, all JPEG files one after another; frame i is blobs[offsets[i]:offsets[i + 1]], offsets int64 [N + 1]."""
+        """blobs: uint8, JPEG files in a row. offsets: int64 [N + 1], frame i is blobs[offsets[i]:offsets[i + 1]]."""
         self._blobs, self._offsets, self._name = blobs, offsets, name
 
     @classmethod
@@ -113,12 +113,12 @@ class Episode:
     frames: N images, uint8 RGB [H, W, 3]. stamps_ns: int64 [N], ascending. camera: intrinsics of the images.
     camera_pose: float64 [N, 4, 4], world from camera optical frame (x right, y down, z forward), metres.
     joints: float32 [N, J, 3], world, metres, NaN = unknown. visible: bool [N, J], in the image and not occluded.
-    states: float32 [N, 7], the acting hand: x, y, z in metres, extrinsic-xyz Euler angles in rad (0 = palm down, fingers
-    along world y), closedness 0 (open) to 1. actions: float32 [N - 1, 7], difference to the next state, rotation as
-    Euler_xyz(R_next R^T). phases: uint8 [N], index into PHASES.
-    intent: {"cube": colour, "tray": "left" | "right" as seen, "class": 0..5} or None when unknown. cue_ns: (on, off) of
-    the true cue lamp or None. objects: name -> float32 [N, 3], world position, metres. details: what else the maker wants
-    to say, as JSON values.
+    states: float32 [N, 7], the acting hand: x, y, z in metres, extrinsic-xyz Euler angles in rad (0 = palm down,
+    fingers along world y), closedness 0 (open) to 1. actions: float32 [N - 1, 7], difference to the next state,
+    rotation as Euler_xyz(R_next R^T). phases: uint8 [N], index into PHASES.
+    intent: {"cube": colour, "tray": "left" | "right" as seen, "class": 0..5} or None when unknown. cue_ns: (on, off)
+    of the true cue lamp or None. objects: name -> float32 [N, 3], world position, metres. details: what else the
+    maker wants to say, as JSON values.
 
     Arrays of an inconsistent shape or type are refused with EpisodeError when the episode is made.
     """
@@ -297,7 +297,7 @@ def _check(e: Episode) -> None:
     need(not np.isinf(e.joints).any(), "joints must be finite, or NaN where unknown")
     need(e.phases.max() < len(PHASES), f"phases must be indices below {len(PHASES)}")
     camera = (e.camera.width, e.camera.height, e.camera.fx, e.camera.fy)
-    fine = np.isfinite((*camera, e.camera.cx, e.camera.cy)).all() and min(camera) > 0
+    fine = bool(np.isfinite((*camera, e.camera.cx, e.camera.cy)).all()) and min(camera) > 0
     need(fine, "the camera's size and focal length must be finite and positive")
     offsets, blobs = e.frames.offsets, e.frames.blobs
     fine = offsets.dtype == np.int64 and offsets.shape == (n + 1,) and blobs.dtype == np.uint8 and blobs.ndim == 1

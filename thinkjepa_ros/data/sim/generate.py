@@ -73,7 +73,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             found = None
         if found != settings:
             raise ValueError(
-                f"{folder} holds episodes of other settings ({found}, asked for {settings}); take another folder or empty it"
+                f"{folder} holds episodes of other settings ({found}, not {settings}); take another folder or empty it"
             )
         return
     part = manifest.with_suffix(".part")
@@ -101,10 +101,12 @@ def main(
 ) -> int:
     """Make cue-reach episodes with the seeds seed_start, seed_start + 1, ... in the folder OUT.
 
-    Splits: lamp (a lamp shows the cube's colour at the tray), text (the instruction says it), distractor (lamp, and other
-    lamps flash in colours of no cube), none (no cue), mixed (40 % lamp, 25 % distractor, 20 % text, 15 % none, by seed).
-    Seeds: training from 0, validation from 1000000, test from 2000000. Episodes that are there already are kept, so the same
-    command continues after an interruption. Returns the exit code: 0 done, 130 interrupted. Raises ValueError for wrong options.
+    Splits: lamp (a lamp shows the cube's colour at the tray), text (the instruction says it), distractor (lamp, and
+    other lamps flash in colours of no cube), none (no cue), mixed (40 % lamp, 25 % distractor, 20 % text, 15 % none).
+    Seeds: training from 0, validation from 1000000, test from 2000000. Episodes that are there already are kept, so
+    the same command goes on after an interruption.
+
+    Returns the exit code: 0 done, 130 interrupted. Raises ValueError for wrong options, RuntimeError when one fails.
     """
     if split not in (*SIM_SPLITS, "mixed"):
         raise ValueError(f"split {split!r} is none of {', '.join(SIM_SPLITS)}, mixed")
@@ -140,19 +142,17 @@ def main(
             _run(todo, min(workers, max(len(todo), 1)), advance)
         except KeyboardInterrupt:
             done = sum(Path(job[0]).exists() for job in todo)
-            console.print(
-                f"Interrupted: {episodes - len(todo) + done} of {episodes} episodes are in {out}; the same command goes on from there."
-            )
+            there = episodes - len(todo) + done
+            console.print(f"Interrupted: {there} of {episodes} episodes are in {out}; the same command goes on.")
             return 130
     seconds = time.monotonic() - started
-    console.print(
-        f"{episodes} episodes in {out} ({len(todo)} new, {frames} frames in {seconds:.0f} s, {frames / max(seconds, 1e-9):.0f} frames/s)"
-    )
+    speed = f"{frames} frames in {seconds:.0f} s, {frames / max(seconds, 1e-9):.0f} frames/s"
+    console.print(f"{episodes} episodes in {out} ({len(todo)} new, {speed})", soft_wrap=True)
     return 0
 
 
 def _run(jobs: list[tuple[str, str, int, int, int, float]], workers: int, advance: Any) -> None:
-    """Run the jobs in processes, a few queued ahead; the first failure ends the run with a RuntimeError that names the seed."""
+    """Run the jobs in processes; the first failure ends the run with a RuntimeError that names the seed."""
     queue = iter(jobs)
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_guard_worker)
     running: dict[Future[int], tuple[Any, ...]] = {}

@@ -1,4 +1,4 @@
-"""How hands move: minimum-jerk segments, idle wandering and natural hand orientations. Positions in metres, angles in rad."""
+"""How hands move: minimum-jerk segments, idle wandering, natural orientations. Positions in metres, angles in rad."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Hand frame in the world at yaw = pitch = roll = 0: palm down, fingers away from the person (see scene.py for the frame).
+#: Hand frame (see mjcf.py) in the world at yaw = pitch = roll = 0: palm down, fingers away from the person.
 NEUTRAL = np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
 
 
@@ -28,7 +28,7 @@ def rotation_z(angle: float) -> np.ndarray:
 
 
 def tilt(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    """Rotation [3, 3] away from the neutral hand: turn left by `yaw`, raise the fingers by `pitch`, raise the left edge by `roll`."""
+    """Rotation [3, 3] from the neutral hand: left by `yaw`, fingers up by `pitch`, left edge up by `roll`."""
     cp, sp, cr, sr = np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
     rx = np.array([[1.0, 0.0, 0.0], [0.0, cp, -sp], [0.0, sp, cp]])
     ry = np.array([[cr, 0.0, sr], [0.0, 1.0, 0.0], [-sr, 0.0, cr]])

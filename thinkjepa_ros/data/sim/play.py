@@ -9,9 +9,10 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from thinkjepa_ros.data.episode import PHASES, Episode, JpegFrames, encode_jpeg
+from thinkjepa_ros.data.sim.mjcf import CUBE_COLOURS, TRAYS
 from thinkjepa_ros.data.sim.motion import NEUTRAL, bump, head_rotation, min_jerk, natural_yaw, rotation_z, tilt
-from thinkjepa_ros.data.sim.scene import CUBE_COLOURS, Scene
-from thinkjepa_ros.data.sim.script import SCENE_VERSION, TRAYS, Script, draw, mixed_split
+from thinkjepa_ros.data.sim.scene import Scene
+from thinkjepa_ros.data.sim.script import SCENE_VERSION, Script, draw, mixed_split
 
 #: Stamp of the first frame. Not 0: a zero stamp means "no time" in ROS.
 FIRST_STAMP_NS = 1_000_000_000
@@ -46,9 +47,8 @@ class Player:
         cube = np.array([*s.cube_xy[s.cube], look.cube_half])
         tray = np.array([*look.tray_xy[s.tray], _TRAY_FLOOR + look.cube_half])
         wanted = natural_yaw(cube, s.elbow["right"])
-        free = (
-            s.cube_yaw[s.cube] - pinch_yaw
-        )  # this yaw puts the fingers flat on a face; so does every quarter turn from it
+        # This yaw lays the fingers flat on a face of the cube; so does every quarter turn from it.
+        free = s.cube_yaw[s.cube] - pinch_yaw
         take_yaw = free + np.pi / 2 * np.round((wanted - free) / (np.pi / 2))
         leave_yaw = natural_yaw(tray, s.elbow["right"])
         return _Hold(
@@ -96,10 +96,9 @@ class Player:
         scene.pose_hand(
             "left", left, tilt(natural_yaw(left, s.elbow["left"]), pitch, roll) @ NEUTRAL, left_grip, s.elbow["left"]
         )
-        if scene.look.ball is not None:
-            radius = scene.look.ball[0]
-            y, x, speed = s.ball or (0.0, 0.0, 0.0)
-            scene.place("ball", np.array([x + speed * t, y, radius]) if s.ball else np.array([0.0, 0.0, -0.5]))
+        y, x, speed = s.ball or (0.0, 0.0, 0.0)
+        away = np.array([0.0, 0.0, -0.5])  # below the table
+        scene.place("ball", np.array([x + speed * t, y, scene.look.ball[0]]) if s.ball else away)
         for k, tray in enumerate(TRAYS):
             lit = [f for f in (*s.distractors, *((s.cue,) if s.cue else ())) if f.tray == k and f.on <= t < f.off]
             scene.lamp(tray, lit[-1].rgb if lit else None)
@@ -141,7 +140,7 @@ def play(script: Script, scene: Scene, rate_hz: float) -> Iterator[tuple[int, np
 def make_episode(
     split: str, seed: int, width: int = 128, height: int = 128, rate_hz: float = 30.0, quality: int = 92
 ) -> Episode:
-    """Simulate one episode: a pure function of its arguments. `split` may be "mixed". Raises ValueError for a wrong one."""
+    """Simulate one episode: a pure function of its arguments. `split` may be "mixed"; ValueError for an unknown one."""
     script = draw(mixed_split(seed) if split == "mixed" else split, seed)
     rows: list[tuple[np.ndarray, ...]] = []
     jpegs, times = [], []

@@ -1,7 +1,7 @@
 """What happens in an episode: drawn from (split, seed) alone, from separate random streams.
 
-Fairness rests on the streams: the intent has a stream of its own, and nothing that is seen before the reach is drawn from
-it or depends on it, except the cue itself. So whatever a model knows about the intent between cue and reach, it remembers.
+Fairness rests on the streams: the intent has a stream of its own, and nothing that is seen before the reach is drawn
+from it or depends on it, except the cue itself. What a model knows of the intent between cue and reach, it remembers.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from thinkjepa_ros.data.episode import PHASES
+from thinkjepa_ros.data.sim.mjcf import CUBE_COLOURS, RGB, TRAYS, Look
 from thinkjepa_ros.data.sim.motion import Sway, Wander
-from thinkjepa_ros.data.sim.scene import CUBE_COLOURS, RGB, Look
 
 #: Raise it with every change that alters images or motion of a seed; data of different versions do not mix.
 SCENE_VERSION = 1
@@ -22,7 +22,6 @@ SIM_SPLITS = ("lamp", "text", "distractor", "none")
 TRAIN_SEEDS, VAL_SEEDS, TEST_SEEDS = range(0, 1_000_000), range(1_000_000, 2_000_000), range(2_000_000, 3_000_000)
 #: Shares of the split "mixed".
 MIX = {"lamp": 0.40, "distractor": 0.25, "text": 0.20, "none": 0.15}
-TRAYS = ("left", "right")
 LAMP_RGB: dict[str, RGB] = {"red": (1.0, 0.08, 0.05), "green": (0.08, 0.95, 0.15), "blue": (0.10, 0.22, 1.0)}
 DISTRACTOR_RGB: dict[str, RGB] = {
     "yellow": (1.0, 0.92, 0.1), "purple": (0.65, 0.1, 0.85), "cyan": (0.1, 0.9, 0.95), "white": (1.0, 1.0, 1.0),
@@ -85,7 +84,11 @@ class Reach:
 
 @dataclass(frozen=True)
 class Script:
-    """Everything that decides an episode. cube: index into CUBE_COLOURS; tray: 0 left, 1 right; cube_xy [3, 2], cube_yaw [3]."""
+    """Everything that decides an episode.
+
+    cube: index into CUBE_COLOURS. tray: 0 left, 1 right. cube_xy: [3, 2] metres. cube_yaw: [3] rad. left_pose: pitch,
+    roll (rad) and grip. ball: y, x at time 0 (metres) and speed along x (m/s), or None.
+    """
 
     split: str
     seed: int
@@ -101,14 +104,14 @@ class Script:
     hands: dict[str, Wander]
     elbow: dict[str, np.ndarray]
     reach: Reach
-    left_pose: tuple[float, float, float]  # pitch, roll, grip
+    left_pose: tuple[float, float, float]
     head: np.ndarray
     gaze: np.ndarray
     head_roll: float
     follow: float
     head_sway: Sway
     gaze_sway: Sway
-    ball: tuple[float, float, float] | None  # y, x at time 0, speed along x (m/s)
+    ball: tuple[float, float, float] | None
 
     @property
     def intent_class(self) -> int:
@@ -142,16 +145,24 @@ def draw(split: str, seed: int) -> Script:
     cubes = _draw_cubes(rng, trays)
     look = _draw_look(_stream(seed, "look"), trays, tray_half, cube_half)
     moves = _stream(seed, "moves")
-    hands = {
-        side: Wander.draw(
-            moves, _REST[side], _REST_SPREAD, hops, until=time.reach if side == "right" else time.end, fidget=moves.uniform(0.003, 0.012)
-        )
-        for side, hops in (("right", int(moves.choice(3, p=(0.5, 0.35, 0.15)))), ("left", int(moves.choice(5, p=(0.4, 0.1, 0.15, 0.15, 0.2)))))
-    }  # fmt: skip
+    odds = {
+        "right": (0.5, 0.35, 0.15),
+        "left": (0.4, 0.1, 0.15, 0.15, 0.2),
+    }  # of 0, 1, 2, ... hops to another resting place
+    hops = {side: int(moves.choice(len(p), p=p)) for side, p in odds.items()}
+    hands = {}
+    for side, until in (("right", time.reach), ("left", time.end)):
+        fidget = moves.uniform(0.003, 0.012)
+        hands[side] = Wander.draw(moves, _REST[side], _REST_SPREAD, hops[side], until, fidget)
     style = Reach(
-        pitch=moves.uniform(-0.45, -0.25), roll=moves.uniform(0.35, 0.65), rest_pitch=moves.uniform(-0.1, 0.3),
-        rest_roll=moves.uniform(-0.1, 0.35), rest_grip=moves.uniform(0.0, 0.3), lift=moves.uniform(0.02, 0.07), carry=moves.uniform(0.07, 0.13),
-    )  # fmt: skip
+        pitch=moves.uniform(-0.45, -0.25),
+        roll=moves.uniform(0.35, 0.65),
+        rest_pitch=moves.uniform(-0.1, 0.3),
+        rest_roll=moves.uniform(-0.1, 0.35),
+        rest_grip=moves.uniform(0.0, 0.3),
+        lift=moves.uniform(0.02, 0.07),
+        carry=moves.uniform(0.07, 0.13),
+    )
     camera = _stream(seed, "camera")
     ball_moves = camera.random() < 0.3
     sway = camera.uniform(0.3, 1.3)
@@ -210,7 +221,7 @@ def _draw_ball(rng: np.random.Generator) -> tuple[float, float, float]:
 
 
 def _draw_distractors(rng: np.random.Generator, time: Timeline) -> tuple[Flash, ...]:
-    """At least one flash. None overlaps the cue, on either lamp: leaving out only those on the cue's own lamp would betray its side."""
+    """At least one flash, none during the cue on either lamp: sparing only the cue's own lamp would betray its side."""
     while True:
         flashes = _draw_flashes(rng, time)
         if flashes:
