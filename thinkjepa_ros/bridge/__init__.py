@@ -1,0 +1,1 @@
+"""ROS messages to core values and back. Only this folder and nodes/ import rclpy."""

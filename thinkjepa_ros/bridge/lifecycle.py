@@ -1,0 +1,272 @@
+"""A lifecycle node that loads its model without going deaf, and the main function that runs one.
+
+rclpy calls on_configure in the executor thread, where reading a checkpoint would stop parameters, services and signals for as
+long as it takes. Here a loader thread reads it first; on_configure only takes over the result. While it reads, the
+change_state service waits in a coroutine and everything else answers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rclpy
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.exceptions import (
+    InvalidParameterTypeException,
+    InvalidParameterValueException,
+    ParameterUninitializedException,
+)
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.task import Future
+
+#: Launch sends SIGTERM five seconds after SIGINT and SIGKILL five after that; we are gone before the first.
+EXIT_WITHIN_S = 4.0
+#: How long a worker that is inside a model call is waited for.
+JOIN_S = 2.0
+
+_PARAMETER_ERRORS = (InvalidParameterTypeException, InvalidParameterValueException, ParameterUninitializedException)
+_TRANSITIONS = {
+    Transition.TRANSITION_CONFIGURE: "configure",
+    Transition.TRANSITION_CLEANUP: "cleanup",
+    Transition.TRANSITION_ACTIVATE: "activate",
+    Transition.TRANSITION_DEACTIVATE: "deactivate",
+    Transition.TRANSITION_UNCONFIGURED_SHUTDOWN: "shutdown",
+    Transition.TRANSITION_INACTIVE_SHUTDOWN: "shutdown",
+    Transition.TRANSITION_ACTIVE_SHUTDOWN: "shutdown",
+}
+
+
+class LoadingNode(LifecycleNodeMixin, Node):
+    """Base of our nodes: transitions that answer, exceptions that are reported.
+
+    A subclass says what each transition does: `load` (loader thread), `adopt`, `start`, `stop`, `release` (executor thread).
+    `changed` is called after each transition and with every error.
+    """
+
+    #: Exceptions of `load` that explain themselves; any other one is logged with its traceback.
+    explained: tuple[type[Exception], ...] = ()
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        Node.__init__(self, name, **kwargs)
+        LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
+        self._service_change_state.callback = self._serve_change_state
+        self._loader: threading.Thread | None = None
+        self._loaded: tuple[Any, Exception | None] | None = None
+        self.failure = ""
+
+    def load(self) -> Any:
+        """Read, verify and warm up the model. In a thread of its own; raises an exception whose text says what to do."""
+        raise NotImplementedError
+
+    def adopt(self, model: Any) -> None:
+        """Take over what `load` returned."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Subscribe and start the worker."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Unsubscribe and end the worker; must do no harm when nothing was started."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Free the model."""
+        raise NotImplementedError
+
+    def changed(self) -> None:
+        """A transition was made or an error happened: tell the world."""
+
+    @property
+    def worker_ended(self) -> bool:
+        """No thread of this node is inside a model call."""
+        return True
+
+    @property
+    def label(self) -> str:
+        """Lifecycle state: unconfigured, inactive, active, finalized, or one in between."""
+        return self._state_machine.current_state[1]
+
+    @property
+    def loading(self) -> bool:
+        return self._loader is not None
+
+    @property
+    def loader_alive(self) -> bool:
+        return self._loader is not None and self._loader.is_alive()
+
+    def fail(self, what: str, error: BaseException) -> None:
+        """Log an error and remember it in words; the traceback only where the text alone does not explain it."""
+        self.failure = f"{what}: {error}" if isinstance(error, self.explained) else f"{what}: {type(error).__name__}: {error}"
+        details = "" if isinstance(error, self.explained) else "\n" + "".join(traceback.format_exception(error)).rstrip()
+        self.get_logger().error(self.failure + details)
+        self.changed()
+
+    # ---- transitions
+
+    async def transition(self, name: str) -> bool:
+        """Make one transition ("configure", "activate", ...). False when it failed or is not possible now."""
+        if self.loading:
+            self.get_logger().error(f"cannot {name} while the model is being loaded; wait for the state inactive")
+            return False
+        if name == "configure" and self.label == "unconfigured":
+            await self._load_aside()
+        try:
+            return getattr(self, f"trigger_{name}")() == TransitionCallbackReturn.SUCCESS
+        except Exception as error:  # trigger_shutdown raises where the state has no such transition
+            self.get_logger().error(f"cannot {name} in the state {self.label}: {error}")
+            return False
+
+    async def bring_up(self) -> None:
+        """What `autostart` does."""
+        if await self.transition("configure"):
+            await self.transition("activate")
+
+    async def _serve_change_state(self, request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+        name = request.transition.label or _TRANSITIONS.get(request.transition.id, "")
+        if name not in _TRANSITIONS.values():
+            self.get_logger().error(f"there is no transition {request.transition.label or request.transition.id!r}")
+            response.success = False
+        else:
+            response.success = await self.transition(name)
+        return response
+
+    async def _load_aside(self) -> None:
+        done = Future(executor=self.executor)
+        executor = self.executor
+
+        def work() -> None:
+            self._loaded = self._try_load()
+            executor.create_task(done.set_result, None)
+
+        self._loader = threading.Thread(target=work, name=f"{self.get_name()} loader", daemon=True)
+        self.failure = ""
+        self._loader.start()
+        self.changed()
+        try:
+            await done
+        finally:
+            self._loader = None
+
+    def _try_load(self) -> tuple[Any, Exception | None]:
+        try:
+            return self.load(), None
+        except Exception as error:
+            return None, error
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        model, error = self._loaded or self._try_load()
+        self._loaded = None
+        if error is not None:
+            self.fail("cannot configure", error)
+            return TransitionCallbackReturn.FAILURE
+        return self._guarded("configure", lambda: self.adopt(model))
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        super().on_activate(state)  # publishers first: the worker may have a result at once
+        result = self._guarded("activate", self.start)
+        if result != TransitionCallbackReturn.SUCCESS:
+            super().on_deactivate(state)
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        super().on_deactivate(state)
+        return self._guarded("deactivate", self.stop)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._guarded("clean up", self.release)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._guarded("shut down", self._end)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._guarded("recover from an error", self._end)
+
+    def _end(self) -> None:
+        self.stop()
+        self.release()
+
+    def _guarded(self, what: str, act: Callable[[], None]) -> TransitionCallbackReturn:
+        """rclpy swallows what a transition raises; here it is logged and reported, and the node stays where it was."""
+        try:
+            act()
+            self.failure = ""
+            result = TransitionCallbackReturn.SUCCESS
+        except Exception as error:
+            self.fail(f"cannot {what}", error)
+            result = TransitionCallbackReturn.FAILURE
+        # the state machine moves on only after this returns
+        if self.executor is not None:
+            self.executor.create_task(self.changed)
+        return result
+
+
+def run(make: Callable[[], LoadingNode], args: Sequence[str] | None = None) -> int:
+    """Run a node until SIGINT or SIGTERM; returns the exit status, 0 for both of these.
+
+    The process ends within 5 s of the signal even while a model call hangs: such a thread cannot be ended, only left.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):  # until rclpy has its own handlers
+        signal.signal(number, lambda *_: sys.exit(0))
+    node: LoadingNode | None = None
+    status = 0
+    try:
+        rclpy.init(args=args)
+        node = make()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        if node.get_parameter("autostart").value:
+            executor.create_task(node.bring_up)
+        _spin(executor, node)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except _PARAMETER_ERRORS as error:
+        print(f"refused to start, correct the parameter: {error}", file=sys.stderr)
+        status = 2
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    deadline = threading.Timer(EXIT_WITHIN_S, _leave, (status,))
+    deadline.daemon = True
+    deadline.start()
+    if node is not None:
+        _close(node, status)
+    rclpy.try_shutdown()
+    deadline.cancel()
+    return status
+
+
+def _spin(executor: SingleThreadedExecutor, node: LoadingNode) -> None:
+    while rclpy.ok():
+        try:
+            executor.spin_once(timeout_sec=1.0)
+        except (KeyboardInterrupt, ExternalShutdownException):
+            return
+        except Exception as error:  # one callback failed; the node goes on and says so
+            node.fail("a callback failed", error)
+
+
+def _close(node: LoadingNode, status: int) -> None:
+    try:
+        node.stop()
+    except Exception:
+        traceback.print_exc()
+    if node.loader_alive or not node.worker_ended:
+        _leave(status)
+    node.destroy_node()
+
+
+def _leave(status: int) -> None:
+    """End the process without waiting for threads that are inside a model."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,208 @@
+"""ROS messages <-> the values of the core, with every dimension checked before numpy sees the bytes.
+
+A message that contradicts itself raises MessageError, which names the field. Message setters check nothing, so every number
+is cast here, and sequences are filled from array.array (the only fast way that every distribution takes).
+"""
+
+from __future__ import annotations
+
+import array
+import math
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import PoseArray
+from std_msgs.msg import Header
+
+from thinkjepa_ros.msg import Forecast as ForecastMsg
+from thinkjepa_ros.msg import Guidance as GuidanceMsg
+
+from ..values import STREAMS, Forecast, Guidance
+
+NS = 1_000_000_000
+# Far above any model (Qwen3-VL-235B: 94 layers of width 4096) and far below what hurts.
+_MAX_LAYERS, _MAX_WIDTH = 256, 65536
+_MAX_STEPS, _MAX_JOINTS = 4096, 1024
+_MAX_TEXT = 1 << 20
+_MAX_VALID_S = 86400.0
+_UINT32, _UINT64 = 2**32, 2**64
+
+
+class MessageError(ValueError):
+    """A malformed message; the text begins with the name of the field."""
+
+
+def stamp_ns(stamp: Time) -> int:
+    """builtin_interfaces/Time -> ns."""
+    return stamp.sec * NS + stamp.nanosec
+
+
+def to_stamp(ns: int) -> Time:
+    """ns -> builtin_interfaces/Time; ValueError outside what it can hold."""
+    seconds, nanoseconds = divmod(int(ns), NS)
+    if not -(2**31) <= seconds < 2**31:
+        raise ValueError(f"{ns} ns does not fit a ROS time stamp")
+    return Time(sec=seconds, nanosec=nanoseconds)
+
+
+def make_header(ns: int, frame_id: str) -> Header:
+    return Header(stamp=to_stamp(ns), frame_id=frame_id)
+
+
+def packed(kind: str, values: np.ndarray) -> array.array:
+    """A contiguous numpy array as array.array('B' or 'f'), one copy."""
+    out = array.array(kind)
+    out.frombytes(np.ascontiguousarray(values).tobytes())
+    return out
+
+
+def _require(condition: bool, words: str) -> None:
+    if not condition:
+        raise MessageError(words)
+
+
+def guidance_to_message(guidance: Guidance, frame_id: str = "", trained: bool = True) -> GuidanceMsg:
+    """The pooled pyramid as float16, or float32 where a value would overflow. frame_id: optical frame of the newest image.
+
+    ValueError for a pyramid that is not [L, 2, D].
+    """
+    pyramid = np.asarray(guidance.pyramid, np.float32)
+    if pyramid.ndim != 3 or pyramid.shape[1] != len(STREAMS) or len(guidance.layers) != len(pyramid):
+        raise ValueError(f"a pyramid is [layers, {len(STREAMS)}, width] with one number per layer, not {list(pyramid.shape)} and {guidance.layers}")
+    wide = bool(pyramid.size) and not np.abs(pyramid).max() <= np.finfo(np.float16).max
+    message = GuidanceMsg()
+    message.header = make_header(guidance.stamp_ns, frame_id)
+    message.dtype = GuidanceMsg.FLOAT32 if wide else GuidanceMsg.FLOAT16
+    message.layers, message.streams, message.width = (int(n) for n in pyramid.shape)
+    message.tokens = 0
+    message.layer_ids = [int(n) for n in guidance.layers]
+    message.present = [bool(p) for p in guidance.present]
+    message.data = packed("B", pyramid.astype("<f4" if wide else "<f2"))
+    message.text = guidance.text
+    message.instruction = guidance.instruction
+    message.instruction_id = guidance.instruction_id
+    message.model_id = guidance.model_id
+    message.trained = bool(trained)
+    message.valid_for_s = float(guidance.valid_for_s)
+    message.epoch = int(guidance.epoch) % _UINT32
+    message.sequence = int(guidance.sequence) % _UINT64
+    return message
+
+
+def guidance_from_message(message: GuidanceMsg) -> Guidance:
+    """Raises MessageError for anything that is not a pooled pyramid with agreeing sizes and finite values."""
+    sizes = {GuidanceMsg.FLOAT16: 2, GuidanceMsg.FLOAT32: 4}
+    m = message
+    _require(m.dtype in sizes, f"dtype is {m.dtype}, known are 0 (float16) and 1 (float32)")
+    _require(m.tokens == 0, f"tokens is {m.tokens}; the predictor takes the pooled form (tokens 0)")
+    _require(m.streams == len(STREAMS), f"streams is {m.streams}, must be {len(STREAMS)} ({', '.join(STREAMS)})")
+    _require(0 < m.layers <= _MAX_LAYERS, f"layers is {m.layers}, must be 1 to {_MAX_LAYERS}")
+    _require(0 < m.width <= _MAX_WIDTH, f"width is {m.width}, must be 1 to {_MAX_WIDTH}")
+    wanted = m.layers * m.streams * m.width * sizes[m.dtype]
+    _require(
+        len(m.data) == wanted,
+        f"data has {len(m.data)} bytes, {m.layers} layers x {m.streams} streams x {m.width} of {sizes[m.dtype]} bytes need {wanted}",
+    )
+    _require(len(m.layer_ids) == m.layers, f"layer_ids has {len(m.layer_ids)} numbers for {m.layers} layers")
+    layers = tuple(int(n) for n in m.layer_ids)
+    _require(all(a < b for a, b in zip(layers, layers[1:], strict=False)), f"layer_ids must ascend, they are {layers}")
+    _require(len(m.present) == m.streams, f"present has {len(m.present)} flags for {m.streams} streams")
+    ns = stamp_ns(m.header.stamp)
+    _require(ns > 0, "header.stamp is zero; it must be the stamp of the newest image that was reasoned over")
+    _require(
+        math.isfinite(m.valid_for_s) and 0 < m.valid_for_s <= _MAX_VALID_S, f"valid_for_s is {m.valid_for_s}, must be above 0 and at most a day"
+    )
+    for name in ("text", "instruction", "instruction_id", "model_id"):
+        _require(len(getattr(m, name)) <= _MAX_TEXT, f"{name} has {len(getattr(m, name))} characters, at most {_MAX_TEXT} are taken")
+    pyramid = np.frombuffer(m.data, "<f2" if m.dtype == GuidanceMsg.FLOAT16 else "<f4").astype(np.float32)
+    _require(bool(np.isfinite(pyramid).all()), "data holds values that are not finite")
+    return Guidance(
+        pyramid=pyramid.reshape(m.layers, m.streams, m.width),
+        layers=layers,
+        stamp_ns=ns,
+        valid_for_s=float(m.valid_for_s),
+        present=(bool(m.present[0]), bool(m.present[1])),
+        text=m.text,
+        instruction=m.instruction,
+        instruction_id=m.instruction_id,
+        epoch=m.epoch,
+        sequence=m.sequence,
+        model_id=m.model_id,
+    )
+
+
+def forecast_to_message(
+    forecast: Forecast, *, guidance_sequence: int = 0, latency_s: float = math.nan, epoch: int = 0, trained: bool = True
+) -> ForecastMsg:
+    """guidance_sequence: of the guidance used, 0 for none. latency_s: from the image's stamp to now."""
+    steps, joints, _ = forecast.positions.shape
+    message = ForecastMsg()
+    message.header = make_header(forecast.stamp_ns, forecast.frame_id)
+    message.step_s = float(forecast.step_s)
+    message.steps, message.joints = int(steps), int(joints)
+    message.joint_names = list(forecast.joint_names)
+    message.positions = packed("f", forecast.positions.astype(np.float32))
+    message.sigma = packed("f", forecast.sigma.astype(np.float32))
+    message.present = packed("f", forecast.present.astype(np.float32))
+    message.anchored = bool(forecast.anchored)
+    message.metric = bool(forecast.metric)
+    message.guidance_weight = float(forecast.guidance_weight)
+    message.guidance_age_s = float(forecast.guidance_age_s)
+    message.guidance_sequence = int(guidance_sequence)
+    message.latency_s = float(latency_s)
+    message.surprise = float(forecast.surprise)
+    message.epoch = int(epoch) % _UINT32
+    message.model_id = forecast.model_id
+    message.domain = forecast.domain
+    message.trained = bool(trained)
+    return message
+
+
+def forecast_from_message(message: ForecastMsg) -> Forecast:
+    """Raises MessageError when sizes do not agree or positions are not finite."""
+    m = message
+    _require(0 < m.steps <= _MAX_STEPS, f"steps is {m.steps}, must be 1 to {_MAX_STEPS}")
+    _require(0 < m.joints <= _MAX_JOINTS, f"joints is {m.joints}, must be 1 to {_MAX_JOINTS}")
+    _require(len(m.joint_names) == m.joints, f"joint_names has {len(m.joint_names)} names for {m.joints} joints")
+    _require(math.isfinite(m.step_s) and m.step_s > 0, f"step_s is {m.step_s}, must be above 0")
+    return Forecast(
+        positions=_array(m, "positions", (m.steps, m.joints, 3)),
+        sigma=_array(m, "sigma", (m.steps, m.joints)),
+        present=_array(m, "present", (m.joints, 3)),
+        joint_names=tuple(m.joint_names),
+        step_s=float(m.step_s),
+        stamp_ns=stamp_ns(m.header.stamp),
+        frame_id=m.header.frame_id,
+        anchored=bool(m.anchored),
+        metric=bool(m.metric),
+        guidance_weight=float(m.guidance_weight),
+        guidance_age_s=float(m.guidance_age_s),
+        surprise=float(m.surprise),
+        model_id=m.model_id,
+        domain=m.domain,
+    )
+
+
+def _array(message: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    values = getattr(message, name)
+    wanted = math.prod(shape)
+    _require(len(values) == wanted, f"{name} has {len(values)} values, {' x '.join(map(str, shape))} need {wanted}")
+    out = np.frombuffer(values, np.float32).reshape(shape).copy()
+    _require(bool(np.isfinite(out).all()), f"{name} holds values that are not finite")
+    return out
+
+
+def joints_from_poses(message: PoseArray, joints: int, frame_id: str) -> np.ndarray:
+    """Observed joints, float32 [joints, 3] in metres; NaN marks an unknown joint. frame_id: where they have to be given.
+
+    Raises MessageError.
+    """
+    _require(len(message.poses) == joints, f"poses has {len(message.poses)} entries, the model has {joints} joints")
+    _require(
+        message.header.frame_id == frame_id,
+        f"header.frame_id is {message.header.frame_id!r}, the joints must be given in the image's frame {frame_id!r}",
+    )
+    points = np.array([(p.position.x, p.position.y, p.position.z) for p in message.poses], np.float32)
+    _require(not np.isinf(points).any(), "poses holds infinite positions; use NaN for an unknown joint")
+    return points

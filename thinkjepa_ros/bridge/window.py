@@ -1,0 +1,111 @@
+"""The dense window of the predictor: raw images in, encoded frames on the model's time grid out.
+
+Nothing inside the window is lost while the model runs, and nothing is decoded before a window needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..stream.frames import FrameRing, Gap
+from ..values import Camera
+from .images import ImageError, to_rgb
+from .ledger import Entry, Fate, Ledger
+
+if TYPE_CHECKING:
+    from ..jepa.forecaster import Forecaster
+
+#: Bound of the ring for cameras far faster than the model's grid needs.
+_MAX_FRAMES = 128
+
+
+class BrokenImage(ValueError):
+    """The newest image cannot be used; the text says why."""
+
+
+class FrameWindow:
+    """The images of the last grid window. `add` and `clear` belong to the executor, the rest to the worker.
+
+    refused: told in words about an older image that turned out to be broken.
+    """
+
+    def __init__(self, forecaster: Forecaster, ledger: Ledger, refused: Callable[[str], None]) -> None:
+        self._forecaster, self._ledger, self._refused = forecaster, ledger, refused
+        self._ring: FrameRing[Entry] = FrameRing(forecaster.context * forecaster.step_ns, _MAX_FRAMES)
+        self._epoch = -1
+        self._camera: Camera | None = None
+
+    def add(self, entry: Entry) -> None:
+        self._ring.append(entry.stamp_ns, entry)
+
+    def clear(self) -> None:
+        """Forget all images: the clock has jumped."""
+        self._ring.clear()
+
+    @property
+    def frame_id(self) -> str | None:
+        """Optical frame of the newest image; None while there is none."""
+        newest = self._ring.newest
+        entry = None if newest is None else self._ring.get(newest)
+        return None if entry is None else entry.frame_id
+
+    def discard(self, entry: Entry) -> None:
+        """This image serves no window, now or later."""
+        self._ring.remove(entry.stamp_ns)
+        entry.message = entry.rgb = None
+
+    def end_at(self, newest: Entry, camera: Callable[[int, int], Camera | None]) -> list[int] | Gap:
+        """Stamps of the window that ends at `newest`, each one observed by the forecaster, oldest first; or what is missing.
+
+        camera(width, height): intrinsics for images of that size. `newest.rgb` holds the pixels afterwards. Raises BrokenImage.
+        """
+        if newest.epoch != self._epoch:
+            self._forecaster.forget()
+            self._epoch = newest.epoch
+        rgb = _decode(newest)
+        intrinsics = camera(rgb.shape[1], rgb.shape[0])
+        if intrinsics != self._camera:  # what was seen through another calibration does not fit
+            self._forecaster.forget()
+            self._camera = intrinsics
+        self._observe(newest, rgb)
+        grid = self._forecaster.step_ns
+        while True:
+            window = self._ring.window(newest.stamp_ns, self._forecaster.context, grid, grid // 2)
+            if isinstance(window, Gap):
+                return window
+            unknown = [entry for stamp, entry in window if not self._forecaster.knows(stamp)]
+            if not unknown:
+                return [stamp for stamp, _ in window]
+            for entry in unknown:  # each is known or out of the ring after this, so the search ends
+                self._catch_up(entry)
+
+    def _catch_up(self, entry: Entry) -> None:
+        """Observe an image that was superseded before its turn."""
+        if entry.message is None:  # its latent is forgotten and its pixels are gone
+            self._ring.remove(entry.stamp_ns)
+            return
+        try:
+            self._observe(entry, _decode(entry))
+            entry.rgb = None
+        except BrokenImage as error:
+            self.discard(entry)
+            self._ledger.settle(entry, Fate.REFUSED, "bad_image")
+            self._refused(f"image refused: {error}")
+
+    def _observe(self, entry: Entry, rgb: np.ndarray) -> None:
+        try:
+            self._forecaster.observe(entry.stamp_ns, rgb, self._camera, entry.frame_id)
+        except ValueError as error:
+            raise BrokenImage(str(error)) from None
+        entry.message = None  # its latent serves from here on
+
+
+def _decode(entry: Entry) -> np.ndarray:
+    try:
+        entry.rgb = to_rgb(entry.message)
+    except ImageError as error:
+        raise BrokenImage(str(error)) from None
+    return entry.rgb
