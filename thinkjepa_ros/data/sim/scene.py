@@ -96,7 +96,7 @@ class Scene:
     # --- placing ---
 
     def place(self, body: str, position: np.ndarray, rotation: np.ndarray | None = None) -> None:
-        """Put a movable body ("cube_red", "ball", "head", ...) at `position` [3] and `rotation` [3, 3] (default none)."""
+        """Put a movable body ("cube_red", "head", ...) at `position` [3] and `rotation` [3, 3] (default none)."""
         k = self._mocap[body]
         self.data.mocap_pos[k] = position
         mujoco.mju_mat2Quat(self.data.mocap_quat[k], (np.eye(3) if rotation is None else rotation).ravel())
