@@ -126,3 +126,14 @@ class Run:
         """One of the pictures, uint8 RGB [H, W, 3]; None if it can not be decoded."""
         image = cv2.imdecode(np.frombuffer(self.pictures[index], np.uint8), cv2.IMREAD_COLOR)
         return None if image is None else np.ascontiguousarray(image[..., ::-1])
+
+
+def plain(value: Any) -> Any:
+    """For JSON: numpy numbers become Python's, NaN becomes null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value

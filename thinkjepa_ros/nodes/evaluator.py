@@ -30,7 +30,7 @@ from thinkjepa_ros.bridge.parameters import Parameters
 from thinkjepa_ros.bridge.qos import IMAGES, LATCHED
 from thinkjepa_ros.bridge.recorder import Recorder
 from thinkjepa_ros.bridge.replay_parameters import EVALUATOR
-from thinkjepa_ros.evaluation.runs import Run
+from thinkjepa_ros.evaluation.runs import Run, plain
 from thinkjepa_ros.msg import Forecast, Guidance, NodeStatus
 
 #: Live rates and latencies are over the last seconds.
@@ -158,7 +158,7 @@ class Evaluator(Node):
 
     def _tell(self) -> None:
         if self.get("live"):
-            print(json.dumps(_plain(self._live())), flush=True)
+            print(json.dumps(plain(self._live())), flush=True)
 
     def run(self) -> Run:
         """Everything so far."""
@@ -172,7 +172,7 @@ class Evaluator(Node):
             "recorded_s": self.get("record_s"),
             "refused_forecasts": self.refused,
         }
-        return self._recorder.run(_plain(words))
+        return self._recorder.run(plain(words))
 
     def save(self) -> None:
         """Write the results, if a folder was named."""
@@ -185,17 +185,6 @@ def _quantiles(values: Any) -> dict[str, float] | None:
         return None
     p50, p99, worst = np.quantile(values, [0.5, 0.99, 1.0])
     return {"p50": float(p50), "p99": float(p99), "max": float(worst)}
-
-
-def _plain(value: Any) -> Any:
-    """For JSON: numpy numbers become Python's, NaN becomes null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, deque)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value
 
 
 def main(args: list[str] | None = None) -> int:

@@ -1,0 +1,1 @@
+"""What a newcomer sees first: recording, nodes, live table, report. Needs no ROS tools."""

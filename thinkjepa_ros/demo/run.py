@@ -1,0 +1,287 @@
+"""`thinkjepa demo`: plays a recording through the real nodes, shows a live table, and ends with a report."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from thinkjepa_ros.bridge.shipped import model_folder
+from thinkjepa_ros.checkpoints import CheckpointError, read_manifest
+from thinkjepa_ros.data.recording import COMPRESSED, Recording, RecordingError
+from thinkjepa_ros.demo.report import Report, make_report
+from thinkjepa_ros.demo.supervisor import Child, Supervisor
+from thinkjepa_ros.demo.table import LiveView
+from thinkjepa_ros.evaluation.runs import Run, RunError
+from thinkjepa_ros.transport import child_environment
+from thinkjepa_ros.values import Camera
+
+NODES = "thinkjepa_ros.nodes."
+ERROR = 8  # NodeStatus.ERROR; this module knows no messages
+#: Loading a model may take this long before playing begins anyway.
+START_S = 120.0
+
+
+class DemoError(RuntimeError):
+    """The demo can not run; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is played: the recording, its camera topic, and whether that is compressed."""
+
+    bag: Path
+    topic: str
+    compressed: bool
+    title: str
+
+
+def shipped_bag() -> Path:
+    """The recording that comes with the package. Raises DemoError where it is missing."""
+    try:
+        return model_folder("mini").parent / "demo" / "cue_reach"
+    except FileNotFoundError as error:
+        raise DemoError(f"{error}; or name a recording of your own: make demo BAG=PATH") from error
+
+
+def open_source(bag: Path | None, image_topic: str = "") -> Source:
+    """Look into the recording. Raises DemoError."""
+    bag = shipped_bag() if bag is None else bag
+    try:
+        with Recording(bag) as recording:
+            camera = recording.camera(image_topic)
+            rate = (camera.count - 1) / recording.duration_s if recording.duration_s > 0 else 0.0
+            title = f"{bag.name}: {recording.duration_s:.1f} s, {camera.count} images of {camera.name} at {rate:.0f} Hz"
+    except RecordingError as error:
+        raise DemoError(str(error)) from error
+    return Source(bag.resolve(), camera.name, camera.type == COMPRESSED, title)
+
+
+def free_domain() -> int:
+    """A ROS domain in which nobody on this machine is: its first participant's port is free."""
+    for domain in random.sample(range(1, 100), 99):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("", 7400 + 250 * domain + 10))
+            except OSError:
+                continue
+            return domain
+    raise DemoError("every ROS domain from 1 to 99 is in use on this machine; end some of the nodes that run here")
+
+
+def environment(out: Path, domain: int, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """For the nodes of a demo: the transport profile, this machine only, a domain of their own, no downloads."""
+    return child_environment(base) | {
+        "ROS_DOMAIN_ID": str(domain),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_LOG_DIR": str(out / "logs"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def ros_arguments(remap: Mapping[str, str] | None = None, **parameters: Any) -> list[str]:
+    """Command line of a node. Values are JSON, which ROS reads as YAML: a path keeps its blanks and colons."""
+    arguments = ["--ros-args"]
+    for name, value in parameters.items():
+        arguments += ["-p", f"{name}:={json.dumps(value)}"]
+    for old, new in (remap or {}).items():
+        arguments += ["-r", f"{old}:={new}"]
+    return arguments
+
+
+class Graph:
+    """Player, thinker, predictor and evaluator around one recording; everything they say lies in `out`/logs.
+
+    told: the newest line of the evaluator, empty until there is one.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        source: Source,
+        out: Path,
+        *,
+        model: str = "mini",
+        device: str = "cpu",
+        thinker: bool = True,
+        loop: bool = False,
+        on_tell: Any = lambda told: None,
+    ) -> None:
+        self.told: dict[str, Any] = {}
+        self.out, self._supervisor, self._on_tell = out, supervisor, on_tell
+        transport = "compressed" if source.compressed else "raw"
+        nodes = ["predictor", *(["thinker"] if thinker else [])]
+        parameters: dict[str, dict[str, Any]] = {
+            "predictor": {"model": model, "device": device, "image_transport": transport},
+            "thinker": {"device": device, "image_transport": transport},
+        }
+        self._add("evaluator", out=str(out), image_transport=transport, live=True)
+        for name in nodes:
+            self._add(name, **parameters[name])
+        self._add(
+            "player",
+            remap={"/instruction": "/thinker/instruction"},
+            bag=str(source.bag),
+            image_topic=source.topic,
+            loop=loop,
+            wait_for_subscribers=len(nodes) + 1,
+            wait_timeout_s=START_S,
+        )
+
+    def _add(self, name: str, remap: Mapping[str, str] | None = None, **parameters: Any) -> None:
+        self._supervisor.start(
+            Child(
+                name,
+                NODES + name,
+                ros_arguments(remap, **parameters),
+                keep=name in ("predictor", "thinker"),
+                on_line=self._hear if name == "evaluator" else None,
+                log=self.out / "logs" / f"{name}.log",
+            )
+        )
+
+    def _hear(self, line: str) -> None:
+        try:
+            self.told = json.loads(line)
+        except ValueError:
+            return  # a warning of some library, not ours
+        self._on_tell(self.told)
+
+    def trouble(self) -> str:
+        """Why going on makes no sense, in a sentence; empty while all is well."""
+        children = self._supervisor.children
+        for name in ("player", "evaluator"):
+            if children[name].status not in (None, 0):
+                return f"the {name} ended: {children[name].tail() or 'it said nothing'}"
+        predictor = self.told.get("statuses", {}).get("predictor")
+        if predictor and predictor["state"] == ERROR and not self.told["forecasts"]:
+            return f"the predictor does not work: {predictor['words']}"
+        if children["predictor"].deaths > 2 and not self.told.get("forecasts"):
+            return f"the predictor does not stay alive: {children['predictor'].tail()}"
+        return ""
+
+    @property
+    def played(self) -> bool:
+        """The recording is at its end."""
+        return self._supervisor.children["player"].status == 0
+
+    @property
+    def playing(self) -> bool:
+        return bool(self.told.get("images"))
+
+    def finish(self) -> None:
+        """Stop everything in order: first the source, last the nodes, so that the evaluator sees the final counters."""
+        self._supervisor.stop(["player"])
+        time.sleep(1.1)  # the nodes tell their counters twice a second
+        self._supervisor.stop(["evaluator"], step_s=15.0)  # it writes the results first
+        self._supervisor.stop()
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C interrupts whatever is still being tidied up."""
+    asked = threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def demo(
+    bag: Path | None = None,
+    out: Path = Path("out/demo"),
+    model: str = "mini",
+    device: str = "cpu",
+    thinker: bool = True,
+    seconds: float | None = None,
+    loop: bool = False,
+    record_video: bool = True,
+    image_topic: str = "",
+    console: Console | None = None,
+) -> int:
+    """Play `bag` (default: the one shipped) through the nodes and report; returns the exit status.
+
+    out: folder for logs, numbers and pictures. seconds: stop so long after the first image (default: at the end of the
+    recording; with `loop` at Ctrl-C). 0: there were forecasts; 1: not, and it was said why.
+    """
+    console = console or Console()
+    try:
+        source = open_source(bag, image_topic)
+        domain = free_domain()
+        out = out.resolve()
+        out.mkdir(parents=True, exist_ok=True)
+        for stale in (
+            "run.npz",
+            "run.json",
+            *(f"logs/{name}.log" for name in ("player", "predictor", "thinker", "evaluator")),
+        ):
+            (out / stale).unlink(missing_ok=True)
+    except (DemoError, OSError) as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    trouble = ""
+    with (
+        stop_signals() as asked,
+        LiveView(source.title, console) as view,
+        Supervisor(environment(out, domain), view.event) as supervisor,
+    ):
+        graph = Graph(
+            supervisor, source, out, model=model, device=device, thinker=thinker, loop=loop, on_tell=view.update
+        )
+        began: float | None = None
+        while not asked.wait(0.1):
+            supervisor.look_after()
+            trouble = graph.trouble()
+            if trouble or graph.played:
+                break
+            if began is None and graph.playing:
+                began = time.monotonic()
+            if seconds is not None and began is not None and time.monotonic() - began > seconds:
+                break
+        graph.finish()
+    return conclude(out, source, model, trouble, record_video, console)
+
+
+def conclude(out: Path, source: Source, model: str, trouble: str, film: bool, console: Console) -> int:
+    """Make and print the report of a finished run."""
+    if trouble:
+        console.print(trouble, style="red", markup=False, highlight=False, soft_wrap=True)
+    try:
+        run = Run.load(out)
+    except RunError as error:
+        console.print(
+            f"no report: {error}; the logs are in {out / 'logs'}", markup=False, highlight=False, soft_wrap=True
+        )
+        return 1
+    with console.status("drawing ..."):
+        report: Report = make_report(run, out, source.title, canonical_camera(model), film)
+    console.print("\n".join(report.lines), markup=False, highlight=False, soft_wrap=True)
+    return 0 if len(run) else 1
+
+
+def canonical_camera(model: str) -> Camera | None:
+    """The camera a predictor's checkpoint was trained with; None if that can not be read."""
+    try:
+        camera = dict(read_manifest(model_folder(model), "forecaster").config["camera"])
+        return Camera(**{**camera, "distortion": tuple(camera.get("distortion", ()))})
+    except (CheckpointError, FileNotFoundError, KeyError, TypeError, ValueError):
+        return None
