@@ -19,6 +19,7 @@ _JPEG = b"\xff\xd8\xff"
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # SOF0..SOF15 without the three that mean otherwise
 _JPEG_SCAN = 0xDA
 _MAX_SEGMENTS = 1000
+_JPEG_PIXELS_PER_BYTE = 1024  # a single colour with the shortest codes, progressive, comes to about 340
 
 
 class ImageError(ValueError):
@@ -78,6 +79,8 @@ def _jpeg_size(data: memoryview) -> tuple[int, int]:
     # without its end libjpeg would fill the rest with grey and call it a picture; cameras may pad behind the end
     if data[-2:] != b"\xff\xd9" and bytes(data[place:]).rfind(b"\xff\xd9") < 0:
         raise ImageError(f"the JPEG is cut off: its {len(data)} bytes have no end marker")
+    if size[0] * size[1] > _JPEG_PIXELS_PER_BYTE * len(data):
+        raise ImageError(f"the JPEG claims {size[0]}x{size[1]} pixels, which cannot be in its {len(data)} bytes")
     return size
 
 

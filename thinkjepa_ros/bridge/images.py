@@ -19,7 +19,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from thinkjepa_ros.bridge.codecs import MAX_BYTES, ImageError, check_size, compressed_size, decode
-from thinkjepa_ros.stream.geometry import DISTORTION_MODELS, check_camera
+from thinkjepa_ros.stream.geometry import DISTORTION_MODELS, FISHEYE, check_camera
 from thinkjepa_ros.values import Camera
 
 __all__ = ["ENCODINGS", "ImageError", "check_header", "from_rgb", "to_camera", "to_rgb"]
@@ -220,21 +220,19 @@ def to_camera(info: CameraInfo, rectified: bool = False) -> Camera | None:
     fx, fy, cx, cy = (float(matrix[place]) for place in places)
     if fx == 0:
         return None
-    model = info.distortion_model or "plumb_bob"
+    model, coefficients = ("", ()) if rectified else _lens(info)
     bin_x, bin_y = max(int(info.binning_x), 1), max(int(info.binning_y), 1)
     roi = info.roi
-    width, height = (
-        (int(roi.width), int(roi.height)) if roi.width and roi.height else (int(info.width), int(info.height))
-    )
+    width, height = (roi.width, roi.height) if roi.width and roi.height else (info.width, info.height)
     camera = Camera(
-        width // bin_x,
-        height // bin_y,
+        int(width) // bin_x,
+        int(height) // bin_y,
         fx / bin_x,
         fy / bin_y,
         (cx - roi.x_offset + 0.5) / bin_x - 0.5,  # pixel centres lie on integers
         (cy - roi.y_offset + 0.5) / bin_y - 0.5,
-        () if rectified else _coefficients(model, [float(v) for v in info.d]),
-        "plumb_bob" if rectified else model,
+        coefficients,
+        model or "plumb_bob",
     )
     try:
         check_camera(camera)
@@ -243,7 +241,10 @@ def to_camera(info: CameraInfo, rectified: bool = False) -> Camera | None:
     return camera
 
 
-def _coefficients(model: str, values: list[float]) -> tuple[float, ...]:
-    """Distortion coefficients without the zeros that drivers append beyond what the model has."""
+def _lens(info: CameraInfo) -> tuple[str, tuple[float, ...]]:
+    """Distortion model and coefficients without what drivers add: names for no lens, zeros beyond the model."""
+    model, values = info.distortion_model, [float(v) for v in info.d]
+    if not any(values) and model not in FISHEYE:
+        return "plumb_bob", ()
     most = max(DISTORTION_MODELS.get(model, (len(values),)))
-    return tuple(values if any(values[most:]) else values[:most])
+    return model, tuple(values if any(values[most:]) else values[:most])
