@@ -88,17 +88,17 @@ class Recorder:
         return Run(
             stamp_ns=np.array([f.stamp_ns for f in values], np.int64),
             receipt_ns=np.array([receipt for _, receipt, _ in kept], np.int64),
-            positions=np.array([f.positions for f in values], np.float32).reshape(-1, steps, joints, 3),
-            sigma=np.array([f.sigma for f in values], np.float32).reshape(-1, steps, joints),
-            present=np.array([f.present for f in values], np.float32).reshape(-1, joints, 3),
+            positions=_stack([f.positions for f in values], steps, joints, 3),
+            sigma=_stack([f.sigma for f in values], steps, joints),
+            present=_stack([f.present for f in values], joints, 3),
             weight=np.array([f.guidance_weight for f in values], np.float32),
             age_s=np.array([f.guidance_age_s for f in values], np.float32),
             surprise=np.array([f.surprise for f in values], np.float32),
             epoch=np.array([epoch for _, _, epoch in kept], np.int64),
             truth_ns=np.array([at for at, _ in truth], np.int64),
-            truth=np.array(places, np.float32).reshape(-1, points, 3),
+            truth=_stack(places, points, 3),
             pose_ns=np.array([read_stamp(cdr) for cdr in self._poses], np.int64),
-            pose=np.array([_matrix(cdr) for cdr in self._poses], np.float64).reshape(-1, 4, 4),
+            pose=np.array([_matrix(cdr) for cdr in self._poses], np.float64).reshape(len(self._poses), 4, 4),
             picture_ns=np.array([at for at, _ in self._pictures], np.int64),
             pictures=[data for _, data in self._pictures],
             begins_ns=np.array(self.begins_ns, np.int64),
@@ -110,6 +110,11 @@ class Recorder:
             domain=last.domain if last else "",
             words=words,
         )
+
+
+def _stack(items: list[Any], *shape: int) -> np.ndarray:
+    """float32 [N, *shape], also when N or a size is 0."""
+    return np.array(items, np.float32).reshape(len(items), *shape)
 
 
 def _encode(message: Image) -> bytes:

@@ -84,7 +84,7 @@ def environment(out: Path, domain: int, base: Mapping[str, str] | None = None) -
     return child_environment(base) | {
         "ROS_DOMAIN_ID": str(domain),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "ROS_LOG_DIR": str(out / "logs"),
+        "ROS_LOG_DIR": str(out / "logs" / "ros"),
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
     }
