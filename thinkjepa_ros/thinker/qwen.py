@@ -22,7 +22,7 @@ from ..values import Frame, Guidance
 from . import folder as folders
 from . import pyramid
 from .errors import Cancelled, ThinkerError, TimedOut
-from .inputs import PairEncoder, Prompt, check_rgb, clean_line, fit
+from .inputs import MAX_INSTRUCTION_CHARS, PairEncoder, Prompt, check_rgb, clean_line, fit
 from .window import Window
 
 __all__ = ["Cancelled", "Report", "Thinker", "ThinkerError", "TimedOut"]
@@ -227,7 +227,7 @@ class Thinker:
             valid_for_s=valid_for_s,
             present=(True, said),
             text=self._text(thought.tokens),
-            instruction=instruction,
+            instruction=clean_line(instruction, MAX_INSTRUCTION_CHARS),
             instruction_id=hashlib.blake2s(words.encode(), digest_size=4).hexdigest(),
             epoch=epoch,
             sequence=sequence,
