@@ -83,7 +83,9 @@ class Processes:
 
     def node(self, name: str, *ros_args: str, **kwargs: Any) -> Process:
         """A node of the package: node("predictor", "-p", "max_rate_hz:=5.0")."""
-        return self.start("-m", f"thinkjepa_ros.nodes.{name}", *(["--ros-args", *ros_args] if ros_args else []), **kwargs)
+        return self.start(
+            "-m", f"thinkjepa_ros.nodes.{name}", *(["--ros-args", *ros_args] if ros_args else []), **kwargs
+        )
 
     def close(self) -> None:
         for process in self._all:
@@ -94,7 +96,9 @@ class Process:
     def __init__(self, command: tuple[str, ...], log: Path, env: dict[str, str]) -> None:
         self._log = log
         with log.open("wb") as out:
-            self._popen = subprocess.Popen([sys.executable, *command], stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **env})
+            self._popen = subprocess.Popen(
+                [sys.executable, *command], stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **env}
+            )
 
     @property
     def output(self) -> str:
@@ -175,7 +179,9 @@ class Peer:
 def picture(index: int, width: int = 96, height: int = 72) -> np.ndarray:
     """A different picture for every index, uint8 [H, W, 3]; the same one each time."""
     y, x = np.mgrid[:height, :width]
-    rgb = np.stack([(x * 3 + index * 7) % 256, (y * 3 + index * 5) % 256, (x + y + index * 11) % 256], -1).astype(np.uint8)
+    rgb = np.stack([(x * 3 + index * 7) % 256, (y * 3 + index * 5) % 256, (x + y + index * 11) % 256], -1).astype(
+        np.uint8
+    )
     rgb[10:30, (index * 3) % 60 : (index * 3) % 60 + 20] = (250, 40, 40)
     return rgb
 
@@ -200,6 +206,11 @@ class TestCamera:
     def status(self) -> NodeStatus:
         return self.statuses[-1]
 
+    def peer_status(self, state: int) -> NodeStatus:
+        """The first status from now on with this state that has settled everything."""
+        wait_until(lambda: self.status.state == state and self.idle, lambda: f"state {state}; it is {self.status.words}")
+        return self.status
+
     def send(self, ns: int, index: int = 0, message: Image | None = None) -> None:
         """Publish one image without waiting."""
         image = message or from_rgb(picture(index), make_header(ns, "camera_optical"))
@@ -209,8 +220,15 @@ class TestCamera:
     def step(self, ns: int, index: int = 0, message: Image | None = None) -> Forecast | None:
         """Publish one image and wait until the node has settled it; its forecast, or None if it gave none."""
         self.send(ns, index, message)
-        wait_until(lambda: self.answer(ns) or self.idle, lambda: f"an answer to the image at {ns} ns; last status: {self.statuses[-1:]}")
+        wait_until(
+            lambda: self.answer(ns) or self.idle,
+            lambda: f"an answer to the image at {ns} ns; last status: {self.statuses[-1:]}",
+        )
         return self.answer(ns)
+
+    @property
+    def subscribers(self) -> int:
+        return self._images.get_subscription_count()
 
     def answer(self, ns: int) -> Forecast | None:
         """The newest forecast for the image at `ns`."""
@@ -231,7 +249,9 @@ class TestCamera:
 
 
 def calibration(width: int = 96, height: int = 72, focal: float = 80.0) -> CameraInfo:
-    info = CameraInfo(header=Header(frame_id="camera_optical"), width=width, height=height, distortion_model="plumb_bob")
+    info = CameraInfo(
+        header=Header(frame_id="camera_optical"), width=width, height=height, distortion_model="plumb_bob"
+    )
     info.k = [focal, 0.0, (width - 1) / 2, 0.0, focal, (height - 1) / 2, 0.0, 0.0, 1.0]
     return info
 
@@ -245,7 +265,11 @@ def build_small_model(folder: Path, guide_layers: int = 4, guide_width: int = 12
     from thinkjepa_ros.jepa.predictor import PredictorConfig
     from thinkjepa_ros.values import Camera
 
-    joints = ("wrist", "palm", *(f"{f}_{p}" for p in ("base", "tip") for f in ("thumb", "index", "middle", "ring", "pinky")))
+    joints = (
+        "wrist",
+        "palm",
+        *(f"{f}_{p}" for p in ("base", "tip") for f in ("thumb", "index", "middle", "ring", "pinky")),
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = model.ForecastNet(

@@ -64,7 +64,9 @@ class CameraInput:
         self.jumps = 0
         self._jump_handle = node.get_clock().create_jump_callback(
             JumpThreshold(
-                min_forward=Duration(seconds=_CLOCK_AHEAD_S), min_backward=Duration(seconds=-_CLOCK_BACK_S), on_clock_change=True
+                min_forward=Duration(seconds=_CLOCK_AHEAD_S),
+                min_backward=Duration(seconds=-_CLOCK_BACK_S),
+                on_clock_change=True,
             ),
             post_callback=self._on_clock_jump,
         )
@@ -121,9 +123,14 @@ class CameraInput:
         """Seconds since `open`."""
         return time.monotonic() - self._opened
 
+    @property
+    def publishers(self) -> int:
+        """How many publish on the image topic."""
+        return self._node.count_publishers(self.topic)
+
     def trouble(self) -> str:
         """Why no frame comes, in words."""
-        if self._node.count_publishers(self.topic) == 0:
+        if self.publishers == 0:
             return f"no publisher on topic {self.topic}"
         if self._any is None or (self._good is not None and self._any <= self._good):
             since = "" if self._any is None else f" for {time.monotonic() - self._any:.1f} s"
@@ -157,7 +164,11 @@ class CameraInput:
         elif ruling.verdict is Verdict.OK:
             self._accept(entry)
         else:
-            self._refuse(entry, ruling.verdict.value, f"an image stamped {stamp * 1e-9:.3f} s ({ruling.verdict.value.replace('_', ' ')})")
+            self._refuse(
+                entry,
+                ruling.verdict.value,
+                f"an image stamped {stamp * 1e-9:.3f} s ({ruling.verdict.value.replace('_', ' ')})",
+            )
 
     def _accept(self, entry: Entry) -> None:
         self._good = entry.arrived
@@ -180,7 +191,9 @@ class CameraInput:
         self.epoch = (self.epoch + 1) % 2**32
         self.jumps += 1
         direction = "back" if backward else "ahead"
-        self._node.get_logger().warning(f"the clock jumped {direction} ({why}): epoch {self.epoch} begins, history is dropped")
+        self._node.get_logger().warning(
+            f"the clock jumped {direction} ({why}): epoch {self.epoch} begins, history is dropped"
+        )
         self._jumped(last, backward)
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
