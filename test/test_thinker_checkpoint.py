@@ -265,6 +265,13 @@ def test_options_that_cannot_be_had(options, words):
         Thinker.load(mini_folder(), **options)
 
 
+@pytest.mark.parametrize("version", ["4.57.1", "5.9.0", "5.17.2"])
+def test_too_old_transformers(version, monkeypatch):
+    monkeypatch.setattr("transformers.__version__", version)
+    with pytest.raises(ThinkerError, match=f"transformers {version} is too old.*5.18"):
+        Thinker.load(mini_folder())
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_where_there_is_none():
     with pytest.raises(ThinkerError, match="no CUDA device"):

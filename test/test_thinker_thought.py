@@ -96,7 +96,7 @@ def test_every_input_matters(thinker):
 
 
 def test_each_pair_is_told_its_time(thinker, monkeypatch):
-    """Middle of the pair in seconds since the first frame; irregular stamps are kept, a single frame is its own middle."""
+    """Middle of the pair in seconds since the first frame; a single frame is its own middle."""
     told = []
     ids = thinker._prompt.ids
     monkeypatch.setattr(thinker._prompt, "ids", lambda times, *rest: told.extend(times) or ids(times, *rest))

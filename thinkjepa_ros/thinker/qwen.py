@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
 from transformers.utils import logging as hf_logging
 
@@ -29,6 +30,8 @@ __all__ = ["Cancelled", "Report", "Thinker", "ThinkerError", "TimedOut"]
 
 #: Text of a thought is shown in terminals and sent in every message: longer ones are cut.
 MAX_TEXT_CHARS = 500
+#: The first version of transformers whose forward takes encoded frames in place of pixels.
+_MIN_TRANSFORMERS = (5, 18)
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -93,6 +96,7 @@ class Thinker:
         export. pool: which prompt tokens the prompt row averages ("all", "text", "visual"). Raises ThinkerError with
         the remedy.
         """
+        _check_library()
         place, precision = _checked_device(device), _checked_dtype(dtype, device)
         checkpoint = folders.find(path)
         model, tokenizer = _load(checkpoint.folder, place, precision)
@@ -262,6 +266,13 @@ class Thinker:
             raise ThinkerError(f"the thought was refused: {error}") from error
         except RuntimeError as error:
             raise ThinkerError(f"the model failed in a thought: {error}") from error
+
+
+def _check_library() -> None:
+    have = transformers.__version__
+    if tuple(int(part) for part in have.split(".")[:2]) < _MIN_TRANSFORMERS:
+        want = ".".join(map(str, _MIN_TRANSFORMERS))
+        raise ThinkerError(f"transformers {have} is too old for the thinker; install version {want} or newer.")
 
 
 def _checked_layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
