@@ -17,8 +17,11 @@ MAX_BYTES = 64 * 1024 * 1024  # of a message, and of the RGB image that comes ou
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # SOF0..SOF15 without the three that mean otherwise
+_JPEG_SEQUENTIAL = (0xC0, 0xC1)
 _JPEG_SCAN = 0xDA
 _MAX_SEGMENTS = 1000
+_MAX_SCANS = 64  # libjpeg writes 10 for a progressive picture
+_MAX_CHUNKS = 20_000  # libpng writes one for every 8 KiB
 _JPEG_PIXELS_PER_BYTE = 1024  # a single colour with the shortest codes, progressive, comes to about 340
 
 
@@ -54,7 +57,7 @@ def compressed_size(data: memoryview) -> tuple[int, int]:
 
 def _jpeg_size(data: memoryview) -> tuple[int, int]:
     """Width and height from the frame header; the segments before it are skipped by their lengths."""
-    place, size = 2, None
+    place, frame = 2, None
     for _ in range(_MAX_SEGMENTS):
         if data[place : place + 2] == b"\xff\xff":  # fill bytes may precede a marker
             place += 1
@@ -67,31 +70,55 @@ def _jpeg_size(data: memoryview) -> tuple[int, int]:
         if marker == _JPEG_SCAN:
             break
         if marker in _JPEG_FRAMES:
-            if size is not None or length < 8 or place + 9 > len(data):
+            if frame is not None or length < 8 or place + 10 > len(data):
                 raise ImageError("the JPEG is damaged: its frame header is repeated or cut off")
-            height, width = struct.unpack_from(">HH", data, place + 5)
-            size = width, height
+            frame = (marker, *struct.unpack_from(">HHB", data, place + 5))
         place += 2 + length
     else:
         raise ImageError(f"the JPEG has more than {_MAX_SEGMENTS} segments before its picture")
-    if size is None:
+    if frame is None:
         raise ImageError("the JPEG has no frame header before its picture")
-    # without its end libjpeg would fill the rest with grey and call it a picture; cameras may pad behind the end
-    if data[-2:] != b"\xff\xd9" and bytes(data[place:]).rfind(b"\xff\xd9") < 0:
+    kind, height, width, components = frame
+    in_one_scan = kind in _JPEG_SEQUENTIAL and data[place + 4 : place + 5] == bytes([components])
+    _check_jpeg_picture(data, place, in_one_scan)
+    if width * height > _JPEG_PIXELS_PER_BYTE * len(data):
+        raise ImageError(f"the JPEG claims {width}x{height} pixels, which cannot be in its {len(data)} bytes")
+    return width, height
+
+
+def _check_jpeg_picture(data: memoryview, start: int, in_one_scan: bool) -> None:
+    """ImageError if the picture that begins at byte `start` has no end, or is built up in too many scans.
+
+    Without an end libjpeg would fill the rest with grey and call it a picture; cameras may pad behind the end. A scan of
+    a few bytes costs it a pass over the whole picture.
+    """
+    if in_one_scan and data[-2:] == b"\xff\xd9":
+        return
+    picture = bytes(data[start:])
+    if picture.rfind(b"\xff\xd9") < 0:
         raise ImageError(f"the JPEG is cut off: its {len(data)} bytes have no end marker")
-    if size[0] * size[1] > _JPEG_PIXELS_PER_BYTE * len(data):
-        raise ImageError(f"the JPEG claims {size[0]}x{size[1]} pixels, which cannot be in its {len(data)} bytes")
-    return size
+    scans = 1 if in_one_scan else picture.count(b"\xff\xda")
+    if scans > _MAX_SCANS:
+        raise ImageError(f"the JPEG has {scans} scans; {_MAX_SCANS} is the most that is accepted")
 
 
 def _png_size(data: memoryview) -> tuple[int, int]:
-    """Width and height from the IHDR chunk, which is always the first."""
+    """Width and height from the IHDR chunk, which is always the first.
+
+    The lengths of all chunks are checked too: for a chunk that claims 2 GB, OpenCV would provide 2 GB.
+    """
     if len(data) < 33 or bytes(data[8:16]) != b"\x00\x00\x00\x0dIHDR":
         raise ImageError("the PNG is damaged: it does not begin with an IHDR chunk")
     width, height = struct.unpack_from(">II", data, 16)
-    if bytes(data[-1024:]).rfind(b"IEND") < 0:
-        raise ImageError(f"the PNG is cut off: its {len(data)} bytes have no end chunk")
-    return width, height
+    place = 8
+    for _ in range(_MAX_CHUNKS):
+        if place + 12 > len(data):
+            raise ImageError(f"the PNG is cut off or damaged: its {len(data)} bytes do not reach an end chunk")
+        length, kind = struct.unpack_from(">I4s", data, place)
+        if kind == b"IEND":
+            return width, height
+        place += 12 + length
+    raise ImageError(f"the PNG has more than {_MAX_CHUNKS} chunks")
 
 
 def decode(data: memoryview, size: tuple[int, int], colour: bool) -> np.ndarray:
