@@ -1,0 +1,350 @@
+"""The network: causal, per sample, deterministic, and nothing when there is no guidance."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from thinkjepa_ros.jepa import model, rope
+from thinkjepa_ros.jepa.encoder import Encoder, EncoderConfig, pool
+from thinkjepa_ros.jepa.forecaster import Forecaster, ForecastError, GuidanceError
+from thinkjepa_ros.jepa.guidance import Film, modulate, spread
+from thinkjepa_ros.jepa.predictor import Predictor, PredictorConfig
+from thinkjepa_ros.train.mini import canonical_camera
+from thinkjepa_ros.values import Camera, Guidance
+
+JOINTS = tuple(f"right_{i}" for i in range(5))
+
+
+def small_net(seed: int = 0, gate: float = 0.7) -> model.ForecastNet:
+    """A real network, small, with open gates and no zero-initialised ends."""
+    torch.manual_seed(seed)
+    config = model.ModelConfig(
+        EncoderConfig(image_size=64, patch_size=16, width=48, depth=2, heads=2),
+        PredictorConfig(
+            context=4, tubelets=3, tubelet_steps=2, pooled=2, width=48, depth=2, heads=2, guide_layers=3, guide_width=20
+        ),
+        JOINTS,
+        canonical_camera(64),
+    )
+    net = model.ForecastNet(config)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+        assert net.predictor.film is not None
+        net.predictor.film.gate.fill_(gate)
+    return net.eval().requires_grad_(False)
+
+
+def guidance(seed: int = 0, **changes: object) -> Guidance:
+    pyramid = np.random.default_rng(seed).normal(size=(3, 2, 20)).astype(np.float32)
+    return dataclasses.replace(Guidance(pyramid, (0, 1, 2), 0, 10.0), **changes)
+
+
+def inputs(net: model.ForecastNet, batch: int = 3) -> tuple[torch.Tensor, ...]:
+    p, e = net.config.predictor, net.config.encoder
+    g = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(batch, p.context - 1, p.pooled**2, e.width, generator=g),
+        torch.randn(batch, e.grid**2, e.width, generator=g),
+        torch.randn(batch, p.context, len(JOINTS), 3, generator=g),
+        torch.randn(batch, p.guide_layers, 2, p.guide_width, generator=g),
+        torch.ones(batch, 2, dtype=torch.bool),
+        torch.tensor([1.0, 0.4, 0.0])[:batch],
+    )
+
+
+def frames(net: model.ForecastNet, count: int, seed: int = 3) -> list[np.ndarray]:
+    size = net.config.encoder.image_size
+    return list(np.random.default_rng(seed).integers(0, 255, (count, size, size, 3), dtype=np.uint8))
+
+
+def forecaster(net: model.ForecastNet) -> Forecaster:
+    return Forecaster(net, "small", "test", trained=True)
+
+
+# --- rotary positions ---
+
+
+def test_rotary_scores_depend_on_relative_positions_only() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 12, 32, dtype=torch.float64), torch.randn(1, 12, 32, dtype=torch.float64)
+    positions = rope.grid(torch.arange(3), 2, 2)
+
+    def scores(shift: torch.Tensor) -> torch.Tensor:
+        cos, sin = rope.table(positions + shift, 32)
+        return rope.rotate(q, cos.double(), sin.double()) @ rope.rotate(k, cos.double(), sin.double()).mT
+
+    moved = scores(torch.tensor([5.0, -2.0, 3.0]))
+    assert torch.allclose(scores(torch.zeros(3)), moved, atol=1e-5)
+    assert not torch.allclose(moved, q @ k.mT, atol=1e-2)  # it does encode something
+
+
+def test_rotation_equals_the_formula_of_the_paper_pair_by_pair() -> None:
+    head, position = 20, torch.tensor([[2.0, 5.0, 3.0]])
+    x = torch.randn(1, head)
+    cos, sin = rope.table(position, head)
+    got = rope.rotate(x, cos, sin)[0]
+    pairs = head // 6
+    for axis in range(3):
+        for j in range(pairs):
+            angle = float(position[0, axis]) * 10000 ** (-j / pairs)
+            i = axis * pairs + j
+            a, b = float(x[0, i]), float(x[0, i + head // 2])
+            assert float(got[i]) == pytest.approx(a * math.cos(angle) - b * math.sin(angle), abs=1e-5)
+            assert float(got[i + head // 2]) == pytest.approx(b * math.cos(angle) + a * math.sin(angle), abs=1e-5)
+    assert torch.equal(got[[9, 19]], x[0, [9, 19]])  # what is left over is not turned
+
+
+# --- encoder ---
+
+
+def test_encoder_patches_equal_a_convolution() -> None:
+    config = EncoderConfig(image_size=64, width=48, depth=1, heads=2)
+    torch.manual_seed(0)
+    encoder = Encoder(config)
+    images = torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8)
+    weight = encoder.patch_embed.weight.view(48, 3, 16, 16)
+    x = ((images.float() - encoder.mean) / encoder.std).permute(0, 3, 1, 2)
+    wanted = torch.nn.functional.conv2d(x, weight, encoder.patch_embed.bias, stride=16).flatten(2).mT
+    for block in encoder.blocks:
+        wanted, _ = block(wanted, (encoder.cos, encoder.sin))
+    assert torch.allclose(encoder(images), encoder.norm(wanted), atol=1e-5)
+
+
+def test_encoder_refuses_another_image_size() -> None:
+    with pytest.raises(ValueError, match="built for"):
+        Encoder(EncoderConfig(image_size=64, width=48, depth=1, heads=2))(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
+
+
+def test_pooling_averages_neighbours_and_keeps_their_order() -> None:
+    x = torch.arange(16.0)[:, None]
+    assert pool(x, 4, 2)[:, 0].tolist() == [2.5, 4.5, 10.5, 12.5]
+
+
+# --- guidance ---
+
+
+def test_missing_guidance_zero_weight_and_closed_gate_are_bit_identical_to_unguided() -> None:
+    net = small_net()
+    past, now, poses, pyramid, present, _ = inputs(net)
+    plain = net.forecast(past, now, poses)
+    zero = net.forecast(past, now, poses, pyramid, present, torch.zeros(3))
+    assert all(torch.equal(a, b) for a, b in zip(plain, zero, strict=True))
+    net.predictor.film.gate.zero_()
+    closed = net.forecast(past, now, poses, pyramid, present, torch.ones(3))
+    assert all(torch.equal(a, b) for a, b in zip(plain, closed, strict=True))
+
+
+def test_open_gates_let_guidance_change_the_forecast() -> None:
+    net = small_net()
+    past, now, poses, pyramid, present, _ = inputs(net)
+    ones = torch.ones(3)
+    plain = net.forecast(past, now, poses)[0]
+    assert (net.forecast(past, now, poses, pyramid, present, ones)[0] - plain).abs().max() > 1e-4
+
+
+def test_every_sample_sees_its_own_guidance_only() -> None:
+    net = small_net()
+    whole = net.forecast(*inputs(net))
+    for i in range(3):
+        alone = net.forecast(*(x[i : i + 1] for x in inputs(net)))
+        for a, b in zip(whole, alone, strict=True):
+            assert torch.allclose(a[i : i + 1], b, atol=1e-5)
+
+
+def test_a_stream_that_is_not_present_counts_as_zeros_whatever_it_holds() -> None:
+    film = small_net().predictor.film
+    pyramid = torch.randn(1, 3, 2, 20)
+    zeroed = pyramid.clone()
+    zeroed[:, :, 1] = 0
+    one = torch.ones(1)
+    both = torch.ones(1, 2, dtype=torch.bool)
+    only = torch.tensor([[True, False]])
+    assert torch.equal(film(pyramid, only, one), film(zeroed, both, one))
+    pyramid[:, :, 1] = float("nan")
+    assert film(pyramid, only, one).isfinite().all()
+
+
+def test_layers_are_spread_from_first_to_last() -> None:
+    assert [spread(i, 12, 8) for i in range(12)] == [0, 1, 1, 2, 3, 3, 4, 4, 5, 6, 6, 7]
+    assert spread(0, 1, 4) == 3
+
+
+def test_film_matches_the_formula_written_out() -> None:
+    torch.manual_seed(0)
+    film = Film(blocks=2, width=8, layers=2, guide_width=5, hidden=16)
+    torch.nn.init.normal_(film.gate)
+    pyramid, weight = torch.randn(1, 2, 2, 5), torch.tensor([0.6])
+    for block in range(2):
+        o = film.project[0].weight @ pyramid[0, block, 0]
+        n = film.project[1].weight @ pyramid[0, block, 1]
+        h = film.fc2(torch.nn.functional.gelu(film.fc1(film.norm(torch.cat((o, n, (o - n).abs(), o * n))))))
+        scale, shift = (h * torch.tanh(film.gate[block]) * 0.6).chunk(2)
+        x = torch.randn(1, 3, 8)
+        got = modulate(x, film(pyramid, torch.ones(1, 2, dtype=torch.bool), weight)[block])
+        assert torch.allclose(got, x * (1 + scale) + shift, atol=1e-6)
+
+
+def test_predictor_equals_one_masked_attention_over_all_tokens() -> None:
+    """The two-stream layout is the plain block with a mask that hides queries from the context."""
+    torch.manual_seed(0)
+    p = Predictor(
+        PredictorConfig(context=3, tubelets=2, tubelet_steps=2, pooled=2, width=24, depth=2, heads=2), 4, 12
+    ).eval()
+    past, now = torch.randn(1, 2, 4, 12), torch.randn(1, 16, 12)
+    x = torch.cat((p.embed(torch.cat((past.flatten(1, 2), now), 1)), p.query.expand(1, 8, -1)), 1)
+    cos, sin = torch.cat((p.context_cos, p.query_cos)), torch.cat((p.context_sin, p.query_sin))
+    mask = torch.ones(32, 32, dtype=torch.bool)
+    mask[:24, 24:] = False
+    for b in p.blocks:
+        q, k, v = b.qkv(b.norm1(x)).view(1, 32, 3, 2, 12).permute(2, 0, 3, 1, 4)
+        y = torch.nn.functional.scaled_dot_product_attention(
+            rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v, attn_mask=mask
+        )
+        x = x + b.proj(y.transpose(1, 2).reshape(1, 32, 24))
+        x = x + b.fc2(torch.nn.functional.gelu(b.fc1(b.norm2(x))))
+    wanted = p.out(p.norm(x[:, 24:])).view(1, 2, 4, 12)
+    assert torch.allclose(p(past, now), wanted, atol=1e-5)
+
+
+# --- forecaster ---
+
+
+def test_a_later_frame_changes_nothing_of_an_earlier_forecast() -> None:
+    net = small_net()
+    images = frames(net, 6)
+    results = []
+    for later in (images[5], 255 - images[5]):
+        f = forecaster(net)
+        for i, image in enumerate([*images[:5], later]):
+            f.observe(i, image, net.config.camera)
+        results.append(f.forecast([1, 2, 3, 4]))
+    assert np.array_equal(results[0].positions, results[1].positions)
+
+
+def test_the_same_window_gives_the_same_bits_whatever_came_before() -> None:
+    net = small_net()
+    images = frames(net, 8)
+    a, b = forecaster(net), forecaster(net)
+    for i in range(8):
+        a.observe(i, images[i], net.config.camera)
+        a.knows(i - 3) and a.forecast([i - 3, i - 2, i - 1, i])
+    for i in (4, 5, 6, 7):
+        b.observe(i, images[i], net.config.camera)
+    assert np.array_equal(a.forecast([4, 5, 6, 7]).positions, b.forecast([4, 5, 6, 7]).positions)
+
+
+def test_weight_zero_is_exactly_unguided_and_full_weight_is_not() -> None:
+    net = small_net()
+    f = forecaster(net)
+    for i, image in enumerate(frames(net, 4)):
+        f.observe(i, image, net.config.camera)
+    window = [0, 1, 2, 3]
+    plain, off, on = (
+        f.forecast(window),
+        f.forecast(window, guidance(), 0.0),
+        f.forecast(window, guidance(), 1.0, guidance_age_s=0.5),
+    )
+    assert (
+        np.array_equal(plain.positions, off.positions) and off.guidance_weight == 0 and math.isnan(off.guidance_age_s)
+    )
+    assert np.abs(on.positions - plain.positions).max() > 1e-5 and on.guidance_age_s == 0.5
+
+
+def test_an_anchor_moves_the_present_and_missing_joints_come_from_the_image() -> None:
+    net = small_net()
+    f = forecaster(net)
+    for i, image in enumerate(frames(net, 4)):
+        f.observe(i, image, net.config.camera)
+    anchor = np.full((5, 3), 0.5, np.float32)
+    anchor[2] = np.nan
+    free, tied = f.forecast([0, 1, 2, 3]), f.forecast([0, 1, 2, 3], anchor=anchor)
+    assert tied.anchored and not free.anchored
+    assert np.allclose(tied.present[[0, 1, 3, 4]], 0.5) and np.array_equal(tied.present[2], free.present[2])
+    with pytest.raises(ValueError, match="anchor is"):
+        f.forecast([0, 1, 2, 3], anchor=anchor[:3])
+
+
+def test_surprise_appears_once_a_prediction_can_be_checked() -> None:
+    net = small_net()
+    f = forecaster(net)
+    surprises = []
+    for i, image in enumerate(frames(net, 8)):
+        f.observe(i, image, net.config.camera)
+        if i >= 3:
+            surprises.append(f.forecast([i - 3, i - 2, i - 1, i]).surprise)
+    assert [math.isnan(s) for s in surprises] == [True, True, False, False, False]
+    f.forget()
+    assert not f.knows(7)
+
+
+def test_forecaster_refuses_what_it_cannot_answer() -> None:
+    net = small_net()
+    f = forecaster(net)
+    for i, image in enumerate(frames(net, 4)):
+        f.observe(i, image, net.config.camera)
+    with pytest.raises(ForecastError, match="was not observed"):
+        f.forecast([1, 2, 3, 9])
+    with pytest.raises(ForecastError, match="needs 4"):
+        f.forecast([2, 3])
+    with pytest.raises(ForecastError, match="weight"):
+        f.forecast([0, 1, 2, 3], guidance(), math.nan)
+    with pytest.raises(GuidanceError, match="pyramid is"):
+        f.forecast([0, 1, 2, 3], guidance(pyramid=np.zeros((2, 2, 20), np.float32)), 1.0)
+    with pytest.raises(GuidanceError, match="finite"):
+        f.check_guidance(guidance(pyramid=np.full((3, 2, 20), np.inf, np.float32)))
+    for bad in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((0, 8, 3), np.uint8), None):
+        with pytest.raises(ValueError, match="image must be"):
+            f.observe(9, bad)  # type: ignore[arg-type]
+    assert f.knows(3) and not f.knows(9)
+
+
+def test_output_that_is_not_finite_is_refused() -> None:
+    net = small_net()
+    net.motion.out.bias.fill_(float("nan"))
+    f = forecaster(net)
+    for i, image in enumerate(frames(net, 4)):
+        f.observe(i, image, net.config.camera)
+    with pytest.raises(ForecastError, match="not finite"):
+        f.forecast([0, 1, 2, 3])
+
+
+def test_without_intrinsics_a_forecast_says_that_its_scale_is_a_guess() -> None:
+    net = small_net()
+    f = forecaster(net)
+    for i, image in enumerate(frames(net, 4)):
+        f.observe(i, image, None)
+    assert not f.forecast([0, 1, 2, 3]).metric
+
+
+def test_memory_is_bounded() -> None:
+    net = small_net()
+    f = Forecaster(net, "small", "test", True, remember=6)
+    image = frames(net, 1)[0]
+    for i in range(40):
+        f.observe(i, image, Camera(64, 64, 60.0 + i, 60, 31.5, 31.5))
+    assert not f.knows(33) and f.knows(34)
+    assert len(f._views) <= 9
+
+
+def test_warm_up_leaves_nothing_behind() -> None:
+    f = forecaster(small_net())
+    f.warm_up()
+    assert not f.knows(0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-100, 100), st.floats(0, 50))
+def test_guidance_fades_from_one_to_zero(age_s: float, valid_for_s: float) -> None:
+    g = guidance(stamp_ns=10**12, valid_for_s=valid_for_s)
+    w = g.weight(10**12 + round(age_s * 1e9))
+    assert 0.0 <= w <= 1.0
+    if age_s < -1e-6 or age_s >= valid_for_s + 1e-6:
+        assert w == 0.0
+    elif 0 <= age_s < valid_for_s * 0.49:
+        assert w == 1.0

@@ -1,0 +1,215 @@
+"""`thinkjepa`: the command line. Every command imports what it needs when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Think slowly, predict fast: a Qwen3-VL thinker guides a V-JEPA predictor of 3-D hand trajectories.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Make episodes and bags.", no_args_is_help=True)
+train = typer.Typer(
+    help="Train the parts. Every stage resumes after Ctrl-C or a kill: give the same command again.",
+    no_args_is_help=True,
+)
+evaluate = typer.Typer(help="Find out what a model is worth, beside baselines.", no_args_is_help=True)
+bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
+for name, part in (("data", data), ("train", train), ("evaluate", evaluate), ("bench", bench)):
+    app.add_typer(part, name=name)
+
+MINI = Path("models/mini")
+Model = Annotated[Path, typer.Option(help="Checkpoint folder of the predictor.")]
+ThinkerPath = Annotated[Path, typer.Option(help="Checkpoint folder of the thinker.")]
+Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same result.")]
+Threads = Annotated[int, typer.Option(min=1, help="torch threads.")]
+
+
+@app.command()
+def demo(
+    bag: Annotated[
+        Path | None,
+        typer.Argument(
+            help="rosbag2 folder or file (mcap, sqlite3) with a camera topic. Default: the shipped cue-reach bag."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures, the video and the figures.")] = Path("out/demo"),
+    model: Model = MINI,
+    thinker_model: ThinkerPath = MINI / "thinker",
+    device: Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1 …")] = "cpu",
+    thinker: Annotated[bool, typer.Option(help="Run the thinker node beside the predictor.")] = True,
+    seconds: Annotated[
+        float | None, typer.Option(min=1.0, help="Stop after this many seconds. Default: when the bag ends.")
+    ] = None,
+    loop: Annotated[bool, typer.Option(help="Play the bag again and again until Ctrl-C.")] = False,
+) -> None:
+    """Play a bag at real speed through the real nodes and show what they say.
+
+    Starts player, thinker and predictor as separate processes, shows rates, latencies and thoughts while they run,
+    and ends with the
+    error beside the baselines (where the bag holds the truth) and pictures of predicted and true trajectories.
+    """
+    from .demo.run import demo as run
+
+    raise SystemExit(
+        run(
+            bag=bag,
+            out=out,
+            model=model,
+            thinker_model=thinker_model,
+            device=device,
+            thinker=thinker,
+            seconds=seconds,
+            loop=loop,
+        )
+    )
+
+
+@data.command("sim")
+def data_sim(
+    out: Annotated[Path, typer.Argument(help="Folder for the episodes.")],
+    episodes: Annotated[int, typer.Option(min=1, help="How many.")] = 100,
+    split: Annotated[str, typer.Option(help="lamp, text, distractor, none, or mixed (all four).")] = "mixed",
+    seed_start: Annotated[
+        int,
+        typer.Option(min=0, help="First seed; train, val and test live in ranges of their own, see docs/cue_reach.md."),
+    ] = 0,
+    size: Annotated[str, typer.Option(help="Image size: 128 or 640x480.")] = "128",
+    workers: Annotated[int, typer.Option(min=1, help="Processes; one per core is best.")] = os.cpu_count() or 1,
+    rate_hz: Annotated[float, typer.Option(min=1.0, help="Camera rate.")] = 30.0,
+) -> None:
+    """Make cue-reach episodes in simulation. An episode is a function of (split, seed); what is there already is
+    kept.
+    """
+    from .data.sim.generate import main as run
+
+    raise SystemExit(run(out, episodes, split, seed_start, size, workers, rate_hz))
+
+
+@train.command("thinker")
+def train_thinker(
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = MINI / "thinker",
+    steps: Annotated[
+        int, typer.Option(min=0, help="0 writes the untrained mini, which says so wherever it is shown.")
+    ] = 0,
+    seed: Seed = 0,
+) -> None:
+    """Write the mini thinker: a real Qwen3-VL of about a million parameters."""
+    from .thinker.tiny import main as run
+
+    print(run(out, steps, seed))
+
+
+@train.command("all")
+def train_all(
+    data: Annotated[Path, typer.Argument(help="Folder with train/ (episodes of `thinkjepa data sim`).")],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")] = MINI,
+    run: Annotated[
+        Path, typer.Option(help="Work in progress: checkpoints, logs, caches. The same folder resumes.")
+    ] = Path("out/train"),
+    thinker: ThinkerPath = MINI / "thinker",
+    encoder_steps: Annotated[int, typer.Option(min=1, help="Steps of stage `encoder`.")] = 2600,
+    forecast_steps: Annotated[int, typer.Option(min=1, help="Steps of stage `forecast`.")] = 1200,
+    batch_size: Annotated[int, typer.Option(min=2, help="Pairs of frames in a step of stage `encoder`.")] = 32,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first episodes.")] = None,
+    seed: Seed = 0,
+    threads: Threads = 2,
+) -> None:
+    """Train the mini predictor: encoder and pose readout, then latents and thoughts, then guided predictor and motion
+    readout.
+    """
+    from .train.mini import train_all as run_all
+
+    run_all(
+        data,
+        out,
+        run=run,
+        thinker=thinker,
+        encoder_steps=encoder_steps,
+        forecast_steps=forecast_steps,
+        batch_size=batch_size,
+        seed=seed,
+        threads=threads,
+        limit=limit,
+    )
+
+
+@train.command("untrained")
+def train_untrained(
+    out: Annotated[Path, typer.Argument(help="Checkpoint folder to write.")],
+    seed: Seed = 0,
+) -> None:
+    """Write a predictor with random weights: to try the plumbing and to measure speed. Everything that shows it says
+    so.
+    """
+    from .train.mini import untrained
+
+    untrained(out, seed)
+
+
+@evaluate.command("forecast")
+def evaluate_forecast(
+    data: Annotated[Path, typer.Argument(help="Folder of episodes the model was not trained on.")],
+    model: Model = MINI,
+    thinker: Annotated[Path | None, typer.Option(help="Also score the model guided by this thinker.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Use only the first episodes.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+) -> None:
+    """Errors of joints now and of forecasts, beside hold and constant velocity, with 95 % intervals over episodes."""
+    from .evaluation.forecast import evaluate as run
+
+    run(model, data, thinker=thinker, limit=limit, out=out)
+
+
+@bench.command("transport", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench_transport(context: typer.Context) -> None:
+    """Images from process to process: frames delivered and latency, with and without the transport profile."""
+    raise SystemExit(
+        subprocess.run(
+            [sys.executable, "-m", "thinkjepa_ros.nodes.bench_transport", *context.args], check=False
+        ).returncode
+    )
+
+
+#: Errors whose text is written for the user, by module; a module that was never imported cannot have raised one.
+_SENTENCES = {
+    "thinkjepa_ros.checkpoints": "CheckpointError",
+    "thinkjepa_ros.data.episode": "EpisodeError",
+    "thinkjepa_ros.data.recording": "RecordingError",
+    "thinkjepa_ros.evaluation.runs": "RunError",
+    "thinkjepa_ros.jepa.forecaster": "ForecastError",
+    "thinkjepa_ros.thinker.errors": "ThinkerError",
+    "thinkjepa_ros.train.run": "Stopped",
+}
+
+
+def main() -> None:
+    """Entry point: an error with words for the user becomes that sentence and exit code 1, Ctrl-C exit code 130.
+
+    THINKJEPA_TRACEBACK=1 shows where it came from.
+    """
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        known = tuple(getattr(sys.modules[m], n) for m, n in _SENTENCES.items() if m in sys.modules)
+        if os.environ.get("THINKJEPA_TRACEBACK") or not isinstance(
+            error, (*known, ValueError, FileNotFoundError, PermissionError)
+        ):
+            raise
+        print(f"thinkjepa: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

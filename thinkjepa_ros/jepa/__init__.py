@@ -1,0 +1,1 @@
+"""The fast path: encoder, guided predictor and readout. torch only."""

@@ -1,0 +1,105 @@
+"""Readouts: where the joints are (from one frame's latent) and how they will move (from the predicted latents).
+
+Plain pooling cannot localise, so the present is read by soft-argmax: each joint attends over the token grid, every
+token votes for an image
+place near itself and for a depth, and the vote is lifted to metres with the canonical camera. A small correction
+across joints follows,
+which places the joints that are hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..values import Camera
+from .layers import EPS
+
+
+class PoseReadout(nn.Module):
+    """Latent [B, n, D] -> joints [B, J, 3] in metres, optical frame of the canonical camera."""
+
+    cells: Tensor
+    lens: Tensor
+
+    def __init__(self, joints: int, grid: int, latent_width: int, camera: Camera, hidden: int = 256, feature: int = 16):
+        super().__init__()
+        self.joints, self.feature = joints, feature
+        self.norm = nn.LayerNorm(latent_width, eps=EPS)
+        self.fc = nn.Linear(latent_width, hidden)
+        # tokens know their places relative to each other only (RoPE); a joint's usual place and depth are absolute
+        self.position = nn.Parameter(torch.zeros(grid * grid, hidden))
+        self.place = nn.Linear(hidden, joints * 4)  # attention logit, column vote, row vote, log-depth vote
+        self.value = nn.Linear(hidden, feature)
+        self.correct1 = nn.Linear(joints * (feature + 3), hidden)
+        self.correct2 = nn.Linear(hidden, joints * 3)
+        nn.init.zeros_(self.correct2.weight)
+        nn.init.zeros_(self.correct2.bias)
+        nn.init.trunc_normal_(self.position, std=0.5)
+        row, column = torch.meshgrid(torch.arange(grid) + 0.5, torch.arange(grid) + 0.5, indexing="ij")
+        self.register_buffer("cells", torch.stack((column, row), -1).reshape(-1, 2), persistent=False)
+        patch = camera.width / grid
+        # tokens -> normalised image plane: (cell * patch - 0.5 - c) / f, pixel centres at whole numbers
+        lens = torch.tensor(
+            [[patch / camera.fx, patch / camera.fy], [-(0.5 + camera.cx) / camera.fx, -(0.5 + camera.cy) / camera.fy]]
+        )
+        self.register_buffer("lens", lens, persistent=False)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.read(latent)[0]
+
+    def read(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Joints [B, J, 3], and the attention logits over the token grid [B, n, J] that training also supervises."""
+        h = F.gelu(self.fc(self.norm(latent)) + self.position)
+        vote = self.place(h).float().unflatten(-1, (self.joints, 4))  # [B, n, J, 4]
+        attention = vote[..., :1].softmax(1)
+        cell = (attention * (self.cells[:, None] + vote[..., 1:3])).sum(1)  # [B, J, 2]
+        depth = 0.6 * (attention * vote[..., 3:]).sum(1).clamp(-2, 2).exp()  # a table at arm's length is the prior
+        ray = torch.cat((cell * self.lens[0] + self.lens[1], torch.ones_like(depth)), -1)
+        seen = ray * depth
+        feature = torch.einsum("bnj,bnf->bjf", attention[..., 0], self.value(h).float())
+        joint = torch.cat((feature, seen), -1).flatten(1)
+        correction = self.correct2(F.gelu(self.correct1(joint))).float().unflatten(-1, (self.joints, 3))
+        return seen + correction, vote[..., 0]
+
+
+class MotionReadout(nn.Module):
+    """Predicted latents and recent poses -> displacements [B, T, J, 3] from now, and log sigma [B, T, J].
+
+    Temporal mixing by two layers over the tubelets, so that a trajectory is one piece.
+    """
+
+    def __init__(
+        self,
+        joints: int,
+        context: int,
+        tubelets: int,
+        tubelet_steps: int,
+        tokens: int,
+        latent_width: int,
+        hidden: int = 256,
+    ):
+        super().__init__()
+        self.joints, self.steps = joints, tubelet_steps
+        self.squeeze = nn.Linear(latent_width, 32)
+        self.token = nn.Linear(32 * tokens, hidden)
+        self.pose = nn.Linear(context * joints * 3, hidden)
+        self.time = nn.Parameter(torch.zeros(tubelets, hidden))
+        self.mix = nn.ModuleList(nn.Conv1d(hidden, hidden, 3, padding=1) for _ in range(2))
+        self.summary = nn.Linear(hidden, hidden)
+        self.out = nn.Linear(hidden, tubelet_steps * joints * 4)
+        nn.init.trunc_normal_(self.time, std=0.02)
+        nn.init.trunc_normal_(self.out.weight, std=0.002)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, future: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
+        """future [B, tubelets, tokens, D]; poses [B, context, J, 3] in metres, the last one is now."""
+        now = poses[:, -1:]
+        track = torch.cat((4 * (poses[:, :-1] - now), now), 1).flatten(1)  # motion is small beside position
+        x = F.gelu(self.token(self.squeeze(future).flatten(2)) + self.pose(track)[:, None] + self.time)
+        x = x + F.gelu(self.summary(x.mean(1, keepdim=True)))
+        for mix in self.mix:
+            x = x + F.gelu(mix(x.transpose(1, 2)).transpose(1, 2))
+        out = self.out(x).float().unflatten(-1, (self.steps, self.joints, 4)).flatten(1, 2)
+        return out[..., :3], out[..., 3].clamp(-7, 2) - 3.0

@@ -1,0 +1,189 @@
+"""The recipe of the shipped mini: `thinkjepa train all DATA --out models/mini`.
+
+Stage `encoder` on single frames, then the latents and thoughts of every episode, then stage `forecast`. One command,
+resumable at any
+point, about as long as the figures in `model.json` say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..checkpoints import sha256_of
+from ..data.episode import JOINT_NAMES, Episode, list_episodes
+from ..jepa import model
+from ..jepa.encoder import EncoderConfig
+from ..jepa.predictor import PredictorConfig
+from ..thinker.qwen import Thinker
+from ..values import Camera, Frame, Guidance
+from ..version import __version__
+from . import clips, encoder, forecast, latents
+from .run import threads as use_threads
+
+MODEL_ID = f"thinkjepa-mini-{__version__}"
+DOMAIN = "simulation"
+#: Seconds between two thoughts in the training data, and the earliest one.
+THINK_EVERY_S, FIRST_THOUGHT_S = 1.5, 2.0
+
+
+def canonical_camera(size: int) -> Camera:
+    """The camera that the mini sees through: a square image, 62 degrees wide (the head camera of cue-reach)."""
+    focal = size / 2 / math.tan(math.radians(62) / 2)
+    return Camera(size, size, focal, focal, (size - 1) / 2, (size - 1) / 2)
+
+
+def configuration(guide_layers: int, guide_width: int) -> model.ModelConfig:
+    """The mini: what two cores without AVX-512 run at camera rate (a frame in 6 ms, a forecast in about 12)."""
+    encoder_config = EncoderConfig()
+    size = encoder_config.image_size
+    predictor = PredictorConfig(guide_layers=guide_layers, guide_width=guide_width)
+    return model.ModelConfig(encoder_config, predictor, JOINT_NAMES, canonical_camera(size))
+
+
+def untrained(out: Path, seed: int = 0, guide_layers: int = 4, guide_width: int = 128) -> None:
+    """Write a checkpoint with random weights: for tests and for measuring speed. Everything that shows it says so."""
+    torch.manual_seed(seed)
+    model.save(out, model.ForecastNet(configuration(guide_layers, guide_width)), MODEL_ID, trained=False, domain="none")
+
+
+def thinker_over(thinker: Thinker, every: int) -> Callable[[Episode], list[Guidance]]:
+    """Thoughts of every `every`-th episode (by seed) at a fixed rhythm, each over the frames up to its own time,
+    never later.
+    """
+
+    def think(episode: Episode) -> list[Guidance]:
+        if episode.seed % every:
+            return []
+        thinker.forget()
+        slots: dict[int, int] = {}
+        for index, stamp in enumerate(episode.stamps_ns):
+            slots.setdefault(thinker.window.slot(int(stamp)), index)
+        sparse = [Frame(episode.frames[i], int(episode.stamps_ns[i])) for i in slots.values()]
+        times = np.arange(
+            episode.stamps_ns[0] + int(FIRST_THOUGHT_S * 1e9), episode.stamps_ns[-1], int(THINK_EVERY_S * 1e9)
+        )
+        return [
+            thinker.think([f for f in sparse if f.stamp_ns <= t], episode.instruction, max_new_tokens=8) for t in times
+        ]
+
+    return think
+
+
+def train_all(
+    data: Path,
+    out: Path,
+    *,
+    run: Path,
+    thinker: Path,
+    encoder_steps: int = 4000,
+    forecast_steps: int = 1600,
+    batch_size: int = 32,
+    think_on_every: int = 3,
+    seed: int = 0,
+    threads: int = 2,
+    limit: int | None = None,
+) -> None:
+    """Train the mini on the episodes in `data` (folder train/) and write it to `out`. Work in progress lives in `run`.
+
+    The same command after a kill or Ctrl-C goes on where it was. Raises run.Stopped, EpisodeError, ThinkerError,
+    CheckpointError.
+    """
+    use_threads(threads)
+    began = time.monotonic()
+    mind = Thinker.load(thinker)
+    torch.manual_seed(seed)
+    net = model.ForecastNet(configuration(len(mind.layers), mind.width))
+    episodes = clips.load_folder(data / "train", limit)
+    common = {
+        "seed": seed,
+        "episodes": len(episodes),
+        "data": _data_hash(data / "train", limit),
+        "config": net.config.as_dict(),
+    }
+    net.train()
+    first = encoder.train(
+        episodes,
+        net,
+        run / "encoder",
+        steps=encoder_steps,
+        batch_size=batch_size,
+        lr=1e-3,
+        seed=seed,
+        describe={**common, "steps": encoder_steps, "batch_size": batch_size},
+    )
+    net.eval().requires_grad_(False)
+    between = time.monotonic()
+    tracks = latents.build(
+        episodes,
+        net,
+        run / "latents",
+        thinker_over(mind, think_on_every),
+        f"{mind.model_id} {sha256_of(Path(thinker) / 'model.safetensors')}",
+    )
+    cache_s = time.monotonic() - between
+    net.predictor.requires_grad_(True)
+    net.motion.requires_grad_(True)
+    second = forecast.train(
+        tracks,
+        net,
+        run / "forecast",
+        steps=forecast_steps,
+        batch_size=64,
+        lr=1e-3,
+        seed=seed + 1,
+        describe={**common, "steps": forecast_steps, "encoder_steps": encoder_steps, "thinker": mind.model_id},
+    )
+    training: dict[str, Any] = {
+        "command": "thinkjepa train all",
+        "version": __version__,
+        "seed": seed,
+        "episodes": len(episodes),
+        "data_sha256": common["data"],
+        "encoder_steps": encoder_steps,
+        "encoder_seconds": round(first.seconds),
+        "batch_size": batch_size,
+        "cache_seconds": round(cache_s),
+        "forecast_steps": forecast_steps,
+        "forecast_seconds": round(second.seconds),
+        "seconds_of_this_call": round(time.monotonic() - began),
+        "threads": threads,
+        "torch": torch.__version__,
+        "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {threads} threads",
+        "thinker": mind.model_id,
+        "mean_pose": mean_pose(tracks).round(5).tolist(),
+    }
+    model.save(out, net, MODEL_ID, trained=True, domain=DOMAIN, training=training)
+
+
+def mean_pose(tracks: list[latents.Track]) -> np.ndarray:
+    """Mean of the true joints in the camera frame over the training data, float64 [J, 3]: the baseline of the
+    present.
+    """
+    total, count = 0.0, 0.0
+    for track in tracks:
+        turn, place = track.camera_pose[:, :3, :3], track.camera_pose[:, None, :3, 3]
+        points = np.einsum("gkj,gjl->gkl", track.joints - place, turn)
+        known = np.isfinite(points).all(-1, keepdims=True)
+        total = total + np.where(known, points, 0).sum(0)
+        count = count + known.sum(0)
+    return np.asarray(total / np.maximum(count, 1))
+
+
+def _data_hash(folder: Path, limit: int | None) -> str:
+    """One hash over the names and contents of the episodes."""
+    digest = hashlib.sha256()
+    for path in list_episodes(folder)[:limit]:
+        digest.update(json.dumps([path.name, path.stat().st_size]).encode())
+        with path.open("rb") as file:
+            digest.update(file.read(512))  # the user block of an episode holds the SHA-256 of the rest
+    return digest.hexdigest()[:16]

@@ -1,0 +1,243 @@
+"""What every training stage shares: a progress bar, a log (CSV and TensorBoard), checkpoints that resume, a clean
+Ctrl-C.
+
+A run is a folder. Its random numbers are a function of (seed, step), never of how often it was stopped, so that a run
+that was
+killed and resumed ends with the same weights as one that was not (bit-equal on the same machine).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+STATE = "state.pt"
+LOG = "log.csv"
+
+
+class Stopped(Exception):
+    """The user asked to stop; everything up to the last step is saved."""
+
+
+@dataclass
+class Run:
+    """One training run in `folder`, to be driven with `for step in run.steps(...)`."""
+
+    folder: Path
+    net: nn.Module
+    steps_total: int
+    lr: float
+    seed: int
+    describe: dict[str, Any]  #: what makes this run this run; resuming with another description is refused
+    weight_decay: float = 0.05
+    warm_up: int = 100
+    clip: float = 1.0
+    save_every_s: float = 60.0
+    quiet: bool = False
+    _sums: dict[str, float] = field(default_factory=dict)
+    _count: int = 0
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        decay = [p for p in self.net.parameters() if p.requires_grad and p.ndim > 1]
+        plain = [p for p in self.net.parameters() if p.requires_grad and p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=self.lr,
+            betas=(0.9, 0.99),
+        )
+        self.step = 0
+        self.seconds = 0.0
+        self._load()
+
+    def random(self, step: int) -> np.random.Generator:
+        """The random numbers of a step."""
+        return np.random.default_rng((self.seed, step))
+
+    def steps(self, title: str, every: int = 50) -> Iterator[int]:
+        """Steps still to do. Logs the means of `note` every `every` steps, saves from time to time. Raises Stopped on
+        SIGINT or SIGTERM.
+        """
+        if self.step >= self.steps_total:
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        writer = _tensorboard(self.folder)
+        with (
+            _interruptible() as asked,
+            Progress(*columns, TextColumn("{task.fields[words]}"), disable=self.quiet) as bar,
+        ):
+            task = bar.add_task(title, total=self.steps_total, completed=self.step, words="")
+            began = saved = time.monotonic()
+            while self.step < self.steps_total:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.lr * schedule(self.step, self.steps_total, self.warm_up)
+                yield self.step
+                self.step += 1
+                bar.advance(task)
+                now = time.monotonic()
+                if self.step % every == 0 or self.step == self.steps_total:
+                    means = self._means()
+                    self._log(means, self.seconds + now - began)
+                    for name, value in means.items():
+                        writer.add_scalar(name, value, self.step)
+                    bar.update(task, words="  ".join(f"{k} {v:.4g}" for k, v in means.items()))
+                    if not sys.stdout.isatty() and not self.quiet:
+                        print(
+                            f"{title} {self.step}/{self.steps_total} "
+                            + " ".join(f"{k}={v:.4g}" for k, v in means.items()),
+                            flush=True,
+                        )
+                if asked() or now - saved > self.save_every_s or self.step == self.steps_total:
+                    self.seconds += now - began
+                    began = saved = now
+                    self._save()
+                if asked() and self.step < self.steps_total:
+                    raise Stopped(
+                        f"{title}: stopped at step {self.step} of {self.steps_total}; "
+                        f"the same command continues from here ({self.folder})."
+                    )
+        writer.close()
+
+    def update(self, loss: torch.Tensor) -> float:
+        """Backward, clip, step. Returns the gradient norm. Raises RuntimeError when the loss is not finite (nothing
+        is changed).
+        """
+        if not bool(loss.isfinite()):
+            raise RuntimeError(f"the loss is not finite at step {self.step}; the last good state is in {self.folder}")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
+        self.optimizer.step()
+        return float(norm)
+
+    def note(self, **values: float) -> None:
+        """Add to the running means of the log."""
+        self._count += 1
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+
+    def _means(self) -> dict[str, float]:
+        means = {name: total / max(1, self._count) for name, total in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return means
+
+    def _log(self, means: dict[str, float], seconds: float) -> None:
+        path = self.folder / LOG
+        fresh = not path.exists()
+        with path.open("a", newline="") as file:
+            rows = csv.writer(file)
+            if fresh:
+                rows.writerow(["step", "seconds", *means])
+            rows.writerow([self.step, f"{seconds:.1f}", *(f"{v:.6g}" for v in means.values())])
+
+    def _save(self) -> None:
+        state = {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "describe": json.dumps(self.describe, sort_keys=True),
+            "sums": self._sums,
+            "count": self._count,
+        }
+        part = self.folder / f".{STATE}.{os.getpid()}"
+        torch.save(state, part)
+        part.replace(self.folder / STATE)
+
+    def _load(self) -> None:
+        path = self.folder / STATE
+        if not path.exists():
+            (self.folder / LOG).unlink(missing_ok=True)
+            return
+        state = torch.load(path, weights_only=True)
+        if state["describe"] != json.dumps(self.describe, sort_keys=True):
+            raise ValueError(
+                f"{path} belongs to a run with other settings ({state['describe']}); choose another folder or delete it"
+            )
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self._sums, self._count = state["sums"], state["count"]
+        _cut_log(self.folder / LOG, self.step)
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop log rows of steps after the state that is resumed; they will be made again."""
+    if not path.exists():
+        return
+    rows = list(csv.reader(path.read_text().splitlines()))
+    kept = [rows[0], *(r for r in rows[1:] if int(r[0]) <= step)]
+    path.write_text("".join(",".join(r) + "\n" for r in kept))
+
+
+def schedule(step: int, total: int, warm_up: int) -> float:
+    """Linear warm-up, then cosine to 2 %."""
+    if step < warm_up:
+        return (step + 1) / warm_up
+    done = (step - warm_up) / max(1, total - warm_up)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Within it the first SIGINT or SIGTERM only sets a flag; the second one interrupts as usual."""
+    asked = False
+
+    def handler(number: int, _frame: object) -> None:
+        nonlocal asked
+        if asked:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        asked = True
+
+    try:
+        old = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: the caller owns the signals
+        old = {}
+    try:
+        yield lambda: asked
+    finally:
+        for number, previous in old.items():
+            signal.signal(number, previous)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # the training extra is not installed: the CSV has the same numbers
+        return _NoWriter()
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+class _NoWriter:
+    def add_scalar(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def threads(number: int) -> None:
+    """Use `number` torch threads in this process."""
+    torch.set_num_threads(number)
+    with contextlib.suppress(RuntimeError):  # may be set once only
+        torch.set_num_interop_threads(1)
