@@ -14,6 +14,8 @@ NS = 1_000_000_000
 #: Truth is interpolated over gaps up to this; a camera pose may be this far from the image it belongs to.
 MAX_GAP_NS = 150_000_000
 MAX_POSE_NS = 20_000_000
+#: After a pause in the truth longer than this, another scene has begun.
+NEW_SCENE_NS = 1_000_000_000
 #: A forecast within this time of a (re)start of the scene looked at two scenes at once.
 CONTEXT_NS = 800_000_000
 #: Neighbouring forecasts are not independent: intervals are made over stretches of this length.
@@ -92,10 +94,11 @@ def join(run: Run) -> Joined:
     nearest = np.abs(run.stamp_ns[:, None] - run.pose_ns[None]).argmin(1)
     posed = np.abs(run.pose_ns[nearest] - run.stamp_ns) <= MAX_POSE_NS
     world_from_camera = run.pose[nearest]
-    begins = run.begins_ns if len(run.begins_ns) else run.stamp_ns[:1]
+    rounds = run.begins_ns if len(run.begins_ns) else run.stamp_ns[:1]
+    pauses = run.truth_ns[1:][np.diff(run.truth_ns) > NEW_SCENE_NS]  # several episodes in one recording
+    begins = np.union1d(rounds, pauses)
     part = np.maximum(np.searchsorted(begins, run.stamp_ns, "right") - 1, 0)
-    since_ns = run.stamp_ns - begins[part]
-    one_scene = (part == 0) | (since_ns >= CONTEXT_NS)
+    one_scene = (part == 0) | (run.stamp_ns - begins[part] >= CONTEXT_NS)
 
     steps_ns = (np.arange(1, run.positions.shape[1] + 1) * run.step_s * NS).round().astype(np.int64)
     targets = run.stamp_ns[:, None] + steps_ns
@@ -115,7 +118,8 @@ def join(run: Run) -> Joined:
         VELOCITY: baselines.constant_velocity(past, past_s, step_s, horizon),
         DAMPED: baselines.damped_velocity(past, past_s, step_s, horizon),
     }
-    stretch = since_ns[index] // round(STRETCH_S * NS)
+    place = np.maximum(np.searchsorted(rounds, run.stamp_ns[index], "right") - 1, 0)
+    stretch = (run.stamp_ns[index] - rounds[place]) // round(STRETCH_S * NS)
     return Joined(index, truth[index], _into_camera(world_from_camera, now)[index], methods, stretch)
 
 

@@ -39,6 +39,8 @@ from thinkjepa_ros.data.recording import COMPRESSED, Recording, RecordingError, 
 OWN_TOPICS = ("/clock", "/rosout", "/parameter_events")
 #: Behind by more than this, the player does not catch up with a burst but goes on from now.
 MAX_LAG_S = 0.5
+#: In lock step, longest wait for an answer to the first image of a round.
+FIRST_S = 1.0
 
 
 class Player(Node):
@@ -123,9 +125,9 @@ class Player(Node):
             count, rounds = count + played, rounds + 1
             if not self.get("loop"):
                 break
-            # the next round begins one image after the last, as if the camera went on
-            length = self.recording.end_ns - schedule.recorded_ns
-            schedule = schedule.later((length / NS + self._image_period_s()) / schedule.rate)
+            # the first image of the next round follows the last of this one as if the camera went on
+            length_s = (self.recording.end_ns - schedule.image_ns) / NS + self._image_period_s()
+            schedule = schedule.later(length_s / schedule.rate)
         self._report(count, time.monotonic() - began)
 
     def _image_period_s(self) -> float:
@@ -168,7 +170,7 @@ class Player(Node):
             stamp_ns = self._publish(topic, data, schedule)
             count += 1
             if self._answers is not None and topic == self.camera:
-                self._await_answer(stamp_ns)
+                self._await_answer(self._answers, stamp_ns, first=stamp_ns == first)
         return schedule, count
 
     def _wait_until(self, due_s: float, schedule: Schedule) -> None:
@@ -194,14 +196,17 @@ class Player(Node):
         publisher.publish(bytes(data))
         return read_stamp(data) if restamp.leading else 0
 
-    def _await_answer(self, stamp_ns: int) -> None:
+    def _await_answer(self, answers: Answers, stamp_ns: int, first: bool) -> None:
+        """Wait for the predictor. The `first` image of a round may be held back there, since its stamp lies behind the
+        one before, until the second shows that the clock really jumped: it is not waited for long.
+        """
         self._sent += 1
-        deadline = time.monotonic() + self.get("lockstep_timeout_s")
-        while self._answers is not None and not self._stop.is_set():
-            if self._answers.wait(stamp_ns, self._sent, 0.1):
+        deadline = time.monotonic() + (FIRST_S if first else self.get("lockstep_timeout_s"))
+        while not self._stop.is_set():
+            if answers.wait(stamp_ns, self._sent, 0.1):
                 return
             if time.monotonic() > deadline:
-                self.unanswered += 1
+                self.unanswered += not first
                 return
 
     def _report(self, count: int, seconds: float) -> None:
@@ -231,7 +236,10 @@ def main(args: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except (RecordingError, ValueError, InvalidParameterValueException, InvalidParameterTypeException) as error:
-        print(f"player: {error}", file=sys.stderr)
+        integer = isinstance(error, InvalidParameterTypeException) and "'INTEGER', expecting type 'DOUBLE'" in str(
+            error
+        )
+        print(f"player: {error}{'; write it with a decimal point, like 2.0' if integer else ''}", file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
