@@ -18,6 +18,9 @@ from .ledger import Entry, Fate, Ledger
 if TYPE_CHECKING:
     from ..jepa.forecaster import Forecaster
 
+#: The ring reaches this much further back than a window, since newer images keep coming while a turn is under way: without it
+#: a machine that is slow for a moment would lose the begin of every window.
+_SLACK_NS = 1_000_000_000
 #: Bound of the ring for cameras far faster than the model's grid needs.
 _MAX_FRAMES = 128
 
@@ -34,7 +37,9 @@ class FrameWindow:
 
     def __init__(self, forecaster: Forecaster, ledger: Ledger, refused: Callable[[str], None]) -> None:
         self._forecaster, self._ledger, self._refused = forecaster, ledger, refused
-        self._ring: FrameRing[Entry] = FrameRing(forecaster.context * forecaster.step_ns, _MAX_FRAMES)
+        self._ring: FrameRing[Entry] = FrameRing(
+            forecaster.context * forecaster.step_ns + _SLACK_NS, _MAX_FRAMES
+        )
         self._epoch = -1
         self._camera: Camera | None = None
 
