@@ -76,7 +76,10 @@ def _say_speed(report: Report, run: Run) -> None:
     if not latency:
         report.say("forecasts: none")
         for name, status in words.get("statuses", {}).items():
-            report.say(f"  {name} said: {status['words']}" + (f" ({e})" if (e := status["last_error"]) else ""))
+            error = status["last_error"]
+            report.say(
+                f"  {name} said: {status['words']}" + (f" ({error})" if error and error not in status["words"] else "")
+            )
         report.numbers |= {"forecasts": 0}
         return
     report.say(

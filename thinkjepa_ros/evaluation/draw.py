@@ -263,7 +263,8 @@ def _dot(ink: np.ndarray, centre: np.ndarray, value: float, radius: float) -> No
 
 @lru_cache(maxsize=512)
 def _text(words: str, size: int) -> np.ndarray:
-    """The words as a mask uint8 [~1.35 size, w], 255 = ink."""
+    """The words as a mask uint8 [~1.35 size, w], 255 = ink. The font knows Latin letters only."""
+    words = words.encode("latin-1", "replace").decode("latin-1")
     height = round(size * 1.35)
     try:
         font = ImageFont.load_default(size)
