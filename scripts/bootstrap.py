@@ -273,7 +273,8 @@ def build(stamps):
     """The messages and the package, into .venv; Python files stay where they are. Returns the new stamps."""
     sources = [ROOT / "CMakeLists.txt", ROOT / "package.xml", ROOT / "setup.cfg"]
     sources += [*(ROOT / "cmake").iterdir(), *(ROOT / "msg").glob("*.msg")]
-    wanted = digest(sources)
+    launch_files = sorted(path.name for path in (ROOT / "launch").glob("*.py"))
+    wanted = digest(sources) + "".join(launch_files)
     if stamps.get("build") == wanted and (VENV / "bin" / "thinkjepa").exists():
         return stamps
     check_compiler()
