@@ -37,9 +37,7 @@ class FrameWindow:
 
     def __init__(self, forecaster: Forecaster, ledger: Ledger, refused: Callable[[str], None]) -> None:
         self._forecaster, self._ledger, self._refused = forecaster, ledger, refused
-        self._ring: FrameRing[Entry] = FrameRing(
-            forecaster.context * forecaster.step_ns + _SLACK_NS, _MAX_FRAMES
-        )
+        self._ring: FrameRing[Entry] = FrameRing(forecaster.context * forecaster.step_ns + _SLACK_NS, _MAX_FRAMES)
         self._epoch = -1
         self._camera: Camera | None = None
 
