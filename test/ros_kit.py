@@ -108,6 +108,11 @@ class Process:
     def running(self) -> bool:
         return self._popen.poll() is None
 
+    @property
+    def status(self) -> int | None:
+        """Exit status, None while it runs."""
+        return self._popen.poll()
+
     def send(self, number: int) -> None:
         self._popen.send_signal(number)
 

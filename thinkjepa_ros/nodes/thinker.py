@@ -53,7 +53,7 @@ class ThinkerNode(CameraNode):
         self._sampler = SparseSampler(1)
         self._waiting: deque[Entry] = deque()
         self._fresh = threading.Event()  # frames that no thought has seen, or a new instruction
-        self._sequence = 0
+        self._counted = (0, 0)  # epoch and sequence of the last thought published
         self._model_epoch = -1  # of what the model remembers
         super().__init__("thinker", **kwargs)
         self._instruction = self.parameters["instruction"]
@@ -83,7 +83,9 @@ class ThinkerNode(CameraNode):
         torch.set_num_threads(self.parameters["cpu_threads"])
         cv2.setNumThreads(self.parameters["cpu_threads"])
         window = Window(self.parameters["window_s"], self.parameters["sample_period_s"])
-        thinker = Thinker.load(model_folder(self.parameters["model"], "thinker"), self.parameters["device"], window=window)
+        thinker = Thinker.load(
+            model_folder(self.parameters["model"], "thinker"), self.parameters["device"], window=window
+        )
         thinker.warm_up()
         return thinker
 
@@ -95,6 +97,7 @@ class ThinkerNode(CameraNode):
 
     def prepare(self) -> None:
         assert self._thinker is not None
+        self.warming = "the first thought has not ended"
         window = self._thinker.window
         self._ring = FrameRing(window.span_ns, _MAX_FRAMES)
         self._sampler = SparseSampler(window.period_ns)
@@ -173,26 +176,29 @@ class ThinkerNode(CameraNode):
             pacer.begin()
             try:
                 with self.worker.busy():
-                    self._turn()
+                    thought = self._turn()
             except Cancelled:
-                continue
+                thought = False
             except Exception as error:  # the next thought may work
+                thought = True
                 if not pacer.closed:
-                    self.trouble(f"no thought: {error}" if isinstance(error, ThinkerError) else f"no thought: {type(error).__name__}: {error}")
+                    self.trouble(f"no thought: {error if isinstance(error, ThinkerError) else repr(error)}")
+            if not thought:  # the period is between thoughts; this was none
+                pacer.hurry()
 
-    def _turn(self) -> None:
-        """One thought over the frames at hand."""
+    def _turn(self) -> bool:
+        """One thought over the frames at hand; False if there was nothing to think about, or the result is void."""
         assert self._thinker is not None
         cancel = self._cancel = threading.Event()
         if self.pacer.closed:  # stopped before the event could be seen
-            return
+            return False
         instruction, epoch, seen_epoch = self._instruction, self.epoch, self.input.epoch
         if epoch != self._model_epoch:  # after a jump the same stamps may belong to other pictures
             self._thinker.forget()
             self._model_epoch = epoch
         entries = [entry for _, entry in self._ring.items() if entry.epoch == seen_epoch and self._ready(entry)]
         if not entries:
-            return
+            return False
         guidance = self._thinker.think(
             [Frame(entry.rgb, entry.stamp_ns, entry.frame_id) for entry in entries if entry.rgb is not None],
             instruction,
@@ -200,13 +206,14 @@ class ThinkerNode(CameraNode):
             deadline_s=self.parameters["think_timeout_s"],
             cancel=cancel,
             valid_for_s=self.parameters["guidance_valid_for_s"],
-            sequence=self._sequence + 1,
+            sequence=self._counted[1] + 1 if self._counted[0] == epoch else 1,
             epoch=epoch,
         )
         if cancel.is_set() or epoch != self.epoch or self.pacer.closed:
-            return
+            return False
         self._publish(guidance, entries[-1].frame_id)
         self.ledger.settle_pending(entries, Fate.USED)
+        return True
 
     def _ready(self, entry: Entry) -> bool:
         """Make a frame small, once. False for one that turns out to be broken; it is refused."""
@@ -226,7 +233,7 @@ class ThinkerNode(CameraNode):
         return True
 
     def _publish(self, guidance: Guidance, frame_id: str) -> None:
-        self._sequence = guidance.sequence
+        self._counted = (guidance.epoch, guidance.sequence)
         self._guidance_pub.publish(guidance_to_message(guidance, frame_id, self.trained))
         self._text_pub.publish(String(data=guidance.text))
         self.ledger.publish((self.get_clock().now().nanoseconds - guidance.stamp_ns) * 1e-9)
