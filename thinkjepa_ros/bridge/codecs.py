@@ -89,8 +89,8 @@ def _jpeg_size(data: memoryview) -> tuple[int, int]:
 def _check_jpeg_picture(data: memoryview, start: int, in_one_scan: bool) -> None:
     """ImageError if the picture that begins at byte `start` has no end, or is built up in too many scans.
 
-    Without an end libjpeg would fill the rest with grey and call it a picture; cameras may pad behind the end. A scan of
-    a few bytes costs it a pass over the whole picture.
+    Without an end libjpeg would fill the rest with grey and call it a picture; cameras may pad behind the end. A scan
+    of a few bytes costs it a pass over the whole picture.
     """
     if in_one_scan and data[-2:] == b"\xff\xd9":
         return
