@@ -1,0 +1,155 @@
+"""`thinkjepa bench graph`: do the nodes keep up on this machine, and what does a killed thinker cost the predictor?"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from thinkjepa_ros.demo.report import account
+from thinkjepa_ros.demo.run import DemoError, Graph, environment, free_domain, open_source, stop_signals
+from thinkjepa_ros.demo.supervisor import Supervisor
+from thinkjepa_ros.evaluation.runs import Run, RunError, plain
+
+#: What two cores are to reach with a 640 x 480 camera at 30 Hz.
+RATE_HZ, P50_S, P99_S = 15.0, 0.060, 0.150
+#: The first seconds of forecasts are left out: caches fill and processes still settle.
+SETTLE_S = 3.0
+RETURN_S = 40.0
+
+
+@dataclass
+class Figures:
+    """lines: (what, value, target, held). The last two are empty where nothing is promised."""
+
+    lines: list[tuple[str, str, str, bool | None]] = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, what: str, value: str, target: str = "", held: bool | None = None) -> None:
+        self.lines.append((what, value, target, held))
+
+
+def bench_graph(
+    bag: Path | None = None,
+    out: Path = Path("out/bench_graph"),
+    model: str = "mini",
+    device: str = "cpu",
+    seconds: float = 20.0,
+    console: Console | None = None,
+) -> int:
+    """Play `bag` in a loop with both nodes for `seconds`, kill the thinker, wait until its guidance is back, print.
+
+    Returns 0 when there are figures, also when a target is missed, and 1 when there are none.
+    """
+    console = console or Console()
+    try:
+        source = open_source(bag)
+        out = out.resolve()
+        out.mkdir(parents=True, exist_ok=True)
+        console.print(f"{source.title}; {os.cpu_count()} cores, {platform.processor() or platform.machine()}")
+        killed_ns = _play(source, out, model, device, seconds, console)
+        run = Run.load(out)
+        figures = measure(run, killed_ns)
+    except (DemoError, RunError, OSError) as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    table = Table("what", "measured", "target", "")
+    for what, value, target, held in figures.lines:
+        verdict = "" if held is None else "[green]held[/]" if held else "[red]missed[/]"
+        table.add_row(what, value, target, verdict)
+    console.print(table)
+    path = out / "bench_graph.json"
+    path.write_text(json.dumps(plain({"source": source.title, "cores": os.cpu_count(), **figures.numbers}), indent=1))
+    console.print(f"figures: {path}")
+    return 0
+
+
+def _play(source: Any, out: Path, model: str, device: str, seconds: float, console: Console) -> int:
+    """Run the graph; returns when the thinker was killed, ns."""
+    with stop_signals() as asked, Supervisor(environment(out, free_domain()), console.print) as supervisor:
+        graph = Graph(supervisor, source, out, model=model, device=device, loop=True)
+
+        def wait(condition: Any, timeout_s: float, what: str) -> None:
+            deadline = time.monotonic() + timeout_s
+            while not condition():
+                supervisor.look_after()
+                if trouble := graph.trouble():
+                    raise DemoError(trouble)
+                if asked.wait(0.05):
+                    raise DemoError("interrupted")
+                if time.monotonic() > deadline:
+                    raise DemoError(f"{what} did not happen within {timeout_s:.0f} s; the logs are in {out / 'logs'}")
+
+        def epoch() -> int | None:
+            return (graph.told.get("thought") or {}).get("epoch")
+
+        wait(lambda: graph.told.get("forecasts", 0) > 0 and epoch() is not None, 180.0, "the first guided forecast")
+        begin = time.monotonic()
+        wait(lambda: time.monotonic() - begin > SETTLE_S + seconds, seconds + 60.0, "measuring")
+        before, thinker = epoch(), supervisor.children["thinker"]
+        killed_ns = time.time_ns()
+        os.kill(thinker.pid or 0, signal.SIGKILL)
+        wait(lambda: epoch() != before, RETURN_S + 60.0, "the return of the guidance")
+        end = time.monotonic()
+        wait(lambda: time.monotonic() - end > 2.0, 10.0, "the end")
+        graph.finish()
+    return killed_ns
+
+
+def measure(run: Run, killed_ns: int) -> Figures:
+    """The figures of a run in which the thinker was killed at `killed_ns`. DemoError if there are too few forecasts."""
+    figures = Figures()
+    steady = (run.receipt_ns > run.receipt_ns[:1] + SETTLE_S * 1e9) & (run.receipt_ns < killed_ns)
+    if steady.sum() < 10:
+        raise DemoError(f"only {steady.sum()} forecasts came in the time measured; nothing can be said")
+    arrivals = run.receipt_ns[steady]
+    gaps_s = np.diff(arrivals) * 1e-9
+    rate = len(gaps_s) / gaps_s.sum()
+    p50, p99 = np.quantile(run.latency_s[steady], [0.5, 0.99])
+    figures.add("predictor, forecasts per second", f"{rate:.1f}", f">= {RATE_HZ:g}", bool(rate >= RATE_HZ))
+    figures.add("age of a forecast, p50", _ms(p50), f"<= {_ms(P50_S)}", bool(p50 <= P50_S))
+    figures.add("age of a forecast, p99", _ms(p99), f"<= {_ms(P99_S)}", bool(p99 <= P99_S))
+    usual, longest = float(np.median(gaps_s)), float(np.quantile(gaps_s, 0.99))
+    figures.add("between forecasts, p50 / p99", f"{_ms(usual)} / {_ms(longest)}")
+
+    near = (run.receipt_ns > killed_ns - 200_000_000) & (run.receipt_ns < killed_ns + 2_000_000_000)
+    cost = float(np.diff(run.receipt_ns[near]).max() * 1e-9) if near.sum() > 1 else float("inf")
+    allowed = max(longest, 2 * usual)  # "one period": one forecast may be missing, or what happens anyhow
+    figures.add("longest gap around the kill of the thinker", _ms(cost), f"<= {_ms(allowed)}", cost <= allowed)
+
+    thoughts = run.words["thoughts"]
+    receipts = np.array([t["stamp_ns"] + t["delay_s"] * 1e9 for t in thoughts])
+    epochs = np.array([t["epoch"] for t in thoughts])
+    before = receipts <= killed_ns
+    figures.add("thoughts per second", f"{_rate(receipts[before]):.2f}")
+    old = epochs[before][-1] if before.any() else -1
+    back = receipts[(receipts > killed_ns) & (epochs != old)]
+    back_s = float(back[0] - killed_ns) * 1e-9 if len(back) else float("inf")
+    figures.add("until guidance is back", f"{back_s:.1f} s")
+    after = (run.receipt_ns > killed_ns) & (run.receipt_ns < killed_ns + back_s * 1e9)
+    figures.add("forecasts meanwhile, of them guided", f"{after.sum()}, {(run.weight[after] > 0).sum()}")
+    for name, status in run.words["statuses"].items():
+        figures.add(f"account of the {name}", account(status), "adds up", "NOT" not in account(status))
+    figures.numbers = {
+        "rate_hz": rate, "latency_p50_s": p50, "latency_p99_s": p99, "gap_p50_s": usual, "gap_p99_s": longest,
+        "gap_at_kill_s": cost, "guidance_back_s": back_s, "forecasts": int(steady.sum()),
+        "accounts": {name: account(status) for name, status in run.words["statuses"].items()},
+    }  # fmt: skip
+    return figures
+
+
+def _rate(receipts_ns: np.ndarray) -> float:
+    return (len(receipts_ns) - 1) / (np.ptp(receipts_ns) * 1e-9) if len(receipts_ns) > 1 else 0.0
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms"
