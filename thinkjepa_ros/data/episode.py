@@ -238,7 +238,7 @@ def _verify(path: Path) -> None:
     try:
         with path.open("rb") as raw:
             head = raw.read(_USER_BLOCK).split(b"\n", 1)[0].decode("ascii", "replace").split(" ")
-            if len(head) != 4 or head[0] != _MAGIC:
+            if len(head) != 4 or (head[0], head[2]) != (_MAGIC, "sha256"):
                 raise EpisodeError(f"{path} is not an episode file of this package.")
             if head[1] != str(FORMAT_VERSION):
                 raise EpisodeError(
