@@ -64,7 +64,7 @@ def peer(ros_domain):
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory) -> Path:
-    """A small predictor checkpoint with random weights and open guidance gates, made for the mini thinker's pyramids."""
+    """A small predictor with random weights and open guidance gates, made for the mini thinker's pyramids."""
     from ros_kit import build_small_model
 
     return build_small_model(tmp_path_factory.mktemp("models") / "small")

@@ -1,4 +1,4 @@
-"""What the tests of nodes share: a domain per test, processes that are never left behind, and a peer that waits, never sleeps."""
+"""What the tests of nodes share: a domain per test, processes that do not stay behind, waits with a deadline."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def reserved_domain() -> Iterator[int]:
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = SOON_S) -> Any:
-    """The first true value of condition(), asked every few milliseconds; AssertionError with `what` after the timeout."""
+    """The first true value of condition(), asked every few milliseconds; AssertionError after the timeout."""
     deadline = time.monotonic() + timeout_s
     while True:
         if value := condition():
@@ -213,7 +213,7 @@ class TestCamera:
 
     def peer_status(self, state: int) -> NodeStatus:
         """The first status from now on with this state that has settled everything."""
-        wait_until(lambda: self.status.state == state and self.idle, lambda: f"state {state}; it is {self.status.words}")
+        wait_until(lambda: self.status.state == state and self.idle, lambda: f"state {state}; {self.status.words}")
         return self.status
 
     def send(self, ns: int, index: int = 0, message: Image | None = None) -> None:
@@ -262,7 +262,7 @@ def calibration(width: int = 96, height: int = 72, focal: float = 80.0) -> Camer
 
 
 def build_small_model(folder: Path, guide_layers: int = 4, guide_width: int = 128) -> Path:
-    """A real checkpoint of the real classes, small; random weights with every gate open, so that everything has an effect."""
+    """A small checkpoint of the real classes; random weights with every gate open, so that everything has an effect."""
     import torch
 
     from thinkjepa_ros.jepa import model

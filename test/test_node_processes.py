@@ -104,7 +104,11 @@ def test_signals_end_the_nodes_with_status_0(processes, peer, small_model, numbe
     ],
 )
 def test_signals_end_a_node_whose_model_hangs(processes, peer, small_model, name, where, number):
-    arguments = ["-p", f"model:={small_model}", "-p", "hang_timeout_s:=0.5"] if name == "predictor" else ["-p", "think_timeout_s:=0.5"]
+    arguments = (
+        ["-p", f"model:={small_model}", "-p", "hang_timeout_s:=0.5"]
+        if name == "predictor"
+        else ["-p", "think_timeout_s:=0.5"]
+    )
     process = processes.start(HANGING, name, where, "--ros-args", *arguments)
     statuses = peer.collect(NodeStatus, f"/{name}/status", LATCHED)
     if where == "load":
@@ -112,7 +116,9 @@ def test_signals_end_a_node_whose_model_hangs(processes, peer, small_model, name
         wait_until(lambda: statuses and statuses[-1].state == NodeStatus.LOADING, "LOADING")
     else:
         with LiveCamera(peer, endless()):
-            wait_until(lambda: statuses and statuses[-1].state == NodeStatus.HUNG, lambda: f"HUNG; {statuses[-1:]}", 60.0)
+            wait_until(
+                lambda: statuses and statuses[-1].state == NodeStatus.HUNG, lambda: f"HUNG; {statuses[-1:]}", 60.0
+            )
     status, took = process.end(number)
     assert status == 0 and took < 5.0, process.output
 
@@ -135,7 +141,9 @@ def test_a_killed_thinker_costs_the_predictor_nothing_and_its_guidance_returns(p
     statuses = active(peer, "/predictor")
     active(peer, "/thinker")
     arrivals: list[tuple[float, Forecast]] = []
-    peer.node.create_subscription(Forecast, "/predictor/forecast", lambda f: arrivals.append((time.monotonic(), f)), 100)
+    peer.node.create_subscription(
+        Forecast, "/predictor/forecast", lambda f: arrivals.append((time.monotonic(), f)), 100
+    )
     with LiveCamera(peer, endless(hz=15), hz=15.0):
         wait_until(lambda: arrivals and arrivals[-1][1].guidance_weight == 1.0, "guided forecasts")
         thinker.kill()
@@ -153,7 +161,7 @@ def test_a_killed_thinker_costs_the_predictor_nothing_and_its_guidance_returns(p
 
 
 def test_a_live_loop_repeats_itself(processes, peer, small_model):
-    """Live, images may be lost; where the same window was seen the forecast is the same within a tenth of a millimetre."""
+    """Live, images may be lost; where both rounds forecast, they agree within a tenth of a millimetre."""
     processes.node("predictor", "-p", f"model:={small_model}", "-p", "max_rate_hz:=60.0")
     statuses = active(peer, "/predictor")
     forecasts = peer.collect(Forecast, "/predictor/forecast")

@@ -40,7 +40,16 @@ CONTEXT = 8
 
 def a_guidance(ns: int, sequence: int = 1, epoch: int = 7, valid_for_s: float = 2.0, scale: float = 1.0) -> Guidance:
     pyramid = np.random.default_rng(3).normal(0, scale, (4, 2, 128)).astype(np.float32)
-    return Guidance(pyramid, (0, 1, 2, 3), ns, valid_for_s, epoch=epoch, sequence=sequence, model_id="a thinker", text="red to the left")
+    return Guidance(
+        pyramid,
+        (0, 1, 2, 3),
+        ns,
+        valid_for_s,
+        epoch=epoch,
+        sequence=sequence,
+        model_id="a thinker",
+        text="red to the left",
+    )
 
 
 @pytest.fixture
@@ -78,7 +87,8 @@ def replay(camera: TestCamera, count: int) -> list:
 
 def same(a, b) -> bool:
     return all(
-        np.array_equal(np.asarray(getattr(a, name)), np.asarray(getattr(b, name))) for name in ("positions", "sigma", "present")
+        np.array_equal(np.asarray(getattr(a, name)), np.asarray(getattr(b, name)))
+        for name in ("positions", "sigma", "present")
     )
 
 
@@ -88,7 +98,9 @@ def test_forecast_says_where_when_and_by_whom(camera):
     last = forecasts[-1]
     assert stamp_ns(last.header.stamp) == START + 11 * STEP and last.header.frame_id == "camera_optical"
     assert (last.steps, last.joints, len(last.joint_names)) == (32, 24, 24)
-    assert last.step_s == pytest.approx(0.1) and last.model_id == "small (untrained)" and not last.trained and last.metric
+    assert (
+        last.step_s == pytest.approx(0.1) and last.model_id == "small (untrained)" and not last.trained and last.metric
+    )
     assert np.isfinite(joint_array(last)).all() and last.guidance_weight == 0 and math.isnan(last.guidance_age_s)
     status = camera.peer_status(NodeStatus.RUNNING)
     assert (status.received, status.used, status.published) == (12, 12, 5)
@@ -118,7 +130,9 @@ def test_guidance_changes_the_forecast_and_fades_to_exactly_the_unguided_one(cam
         age = (stamp_ns(a.header.stamp) - thought.stamp_ns) * 1e-9
         assert a.guidance_weight == pytest.approx(thought.weight(stamp_ns(a.header.stamp)))
         if age < 0.99:
-            assert a.guidance_weight > 0 and a.guidance_sequence == 1 and a.guidance_age_s == pytest.approx(age, abs=1e-6)
+            assert (
+                a.guidance_weight > 0 and a.guidance_sequence == 1 and a.guidance_age_s == pytest.approx(age, abs=1e-6)
+            )
             assert np.abs(joint_array(a) - joint_array(b)).max() > 1e-6
         else:
             assert a.guidance_weight == 0 and math.isnan(a.guidance_age_s) and a.guidance_sequence == 0
@@ -341,7 +355,9 @@ def test_a_missing_model_leaves_the_node_unconfigured_and_saying_why(peer, tmp_p
     node = peer.host(PredictorNode(parameter_overrides=[Parameter("model", value=str(tmp_path / "nowhere"))]))
     statuses = peer.collect(NodeStatus, "/predictor/status", LATCHED)
     wait_until(lambda: statuses and statuses[-1].state == NodeStatus.ERROR, "ERROR")
-    assert node.label == "unconfigured" and "nowhere" in statuses[-1].words and "no such folder" in statuses[-1].last_error
+    assert (
+        node.label == "unconfigured" and "nowhere" in statuses[-1].words and "no such folder" in statuses[-1].last_error
+    )
 
 
 def test_answers_while_it_loads(peer, small_model, monkeypatch):

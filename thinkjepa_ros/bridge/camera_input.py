@@ -1,6 +1,7 @@
-"""The camera side of a node: one image subscription whose every message is judged, counted and handed on in order of time.
+"""The camera side of a node: one image subscription, whose every message is judged, counted and handed on in order.
 
-The callback looks at the header only; pixels are touched in the worker. It runs in the executor thread, as everything here.
+The callback looks at the header only; pixels are touched in the worker. It runs in the executor thread, as everything
+here.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _CLOCK_BACK_S, _CLOCK_AHEAD_S = 0.5, 5.0
 class CameraInput:
     """Subscribes to images and CameraInfo while open.
 
-    deliver: called with each good entry, stamps strictly ascending within an epoch. jumped(last_ns, backward): a new epoch has begun;
-    last_ns is the newest stamp of the old one. noticed: something that the status should show at once.
+    deliver: called with each good entry, stamps strictly ascending within an epoch. jumped(last_ns, backward): a new
+    epoch has begun; last_ns is the newest stamp of the old one. noticed: something that the status should show at once.
     """
 
     def __init__(
@@ -72,7 +73,10 @@ class CameraInput:
         )
 
     def _image_topic(self) -> str:
-        """Resolved name. As with image_transport, a remapped `image` takes its `/compressed` along; `image/compressed` can be remapped too."""
+        """Resolved name. As with image_transport, a remapped `image` takes its `/compressed` along.
+
+        `image/compressed` can be remapped too.
+        """
         if not self._compressed:
             return self._node.resolve_topic_name("image")
         own = self._node.resolve_topic_name("image/compressed")
@@ -206,7 +210,7 @@ class CameraInput:
 
     def _on_info(self, message: CameraInfo) -> None:
         m, roi = message, message.roi
-        seen = (m.width, m.height, m.distortion_model, bytes(m.k), bytes(m.d), bytes(m.p), m.binning_x, m.binning_y)
+        seen: tuple = (m.width, m.height, m.distortion_model, bytes(m.k), bytes(m.d), bytes(m.p), m.binning_x, m.binning_y)
         seen += (roi.x_offset, roi.y_offset, roi.width, roi.height)
         if seen == self._info:  # it comes with every image and hardly ever changes
             return
@@ -221,8 +225,8 @@ class CameraInput:
     def _on_incompatible_qos(self, event: QoSRequestedIncompatibleQoSInfo) -> None:
         policy = qos_policy_name_from_kind(event.last_policy_kind)
         words = (
-            f"a publisher on {self.topic} offers another {policy} than this node asks for, so none of its images arrive; set the "
-            f"parameter qos_overrides.{self.topic}.subscription.{policy.lower()} of {self._node.get_fully_qualified_name()} to match"
+            f"a publisher on {self.topic} offers another {policy} than this node asks for: no image of it arrives; "
+            f"set the parameter qos_overrides.{self.topic}.subscription.{policy.lower()} to match"
         )
         self._node.get_logger().error(words)
         self._noticed(words)

@@ -18,10 +18,10 @@ _RIGHT, _LEFT = (1.0, 0.55, 0.1), (0.1, 0.65, 1.0)
 
 
 class TrajectoryMessage:
-    """trajectory_msgs/MultiDOFJointTrajectory of a forecast: one transform per joint and step, rotations left at identity.
+    """trajectory_msgs/MultiDOFJointTrajectory of a forecast: a transform per joint and step, rotations at identity.
 
-    The message of 768 transforms is built once and its numbers are replaced: publishing copies it, and building it costs more
-    than the model on a small machine.
+    The message of 768 transforms is built once and its numbers are replaced: publishing copies it, and building it
+    costs more than the model on a small machine.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,8 @@ class TrajectoryMessage:
             self._message = MultiDOFJointTrajectory(joint_names=list(forecast.joint_names))
             self._message.points = [
                 MultiDOFJointTrajectoryPoint(
-                    transforms=[Transform() for _ in forecast.joint_names], time_from_start=_duration((k + 1) * forecast.step_s)
+                    transforms=[Transform() for _ in forecast.joint_names],
+                    time_from_start=_duration((k + 1) * forecast.step_s),
                 )
                 for k in range(len(forecast.positions))
             ]
@@ -54,7 +55,7 @@ def _duration(seconds: float) -> Duration:
 
 
 def marker_message(header: Header, forecast: Forecast) -> MarkerArray:
-    """Per wrist and finger tip a line from the joint now along its forecast, paler with time, and a point for every joint now.
+    """Per wrist and finger tip a line along its forecast, paler with time, and a point for every joint now.
 
     Namespaces and ids are stable, so that each message replaces the one before.
     """

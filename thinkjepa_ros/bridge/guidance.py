@@ -1,4 +1,7 @@
-"""Which guidance the predictor believes: the newest of a living thinker, never one from the future or from before a clock jump. ROS-free."""
+"""Which guidance the predictor believes: the newest of a living thinker, never from the future or before a clock jump.
+
+ROS-free.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,8 @@ class GuidanceBox:
     def offer(self, guidance: Guidance, newest_ns: int | None) -> str | None:
         """Take a guidance that has arrived, or say in a sentence why not.
 
-        newest_ns: stamp of the newest frame received; None when none came yet, then the stamp is judged at the first frame.
+        newest_ns: stamp of the newest frame received; None when none came yet, then the stamp is judged at the first
+        frame.
         """
         with self._lock:
             self._counts["received"] += 1
@@ -76,19 +80,26 @@ class GuidanceBox:
             return "malformed", str(error)
         if newest_ns is not None and guidance.stamp_ns > newest_ns + FUTURE_TOLERANCE_NS:
             ahead = (guidance.stamp_ns - newest_ns) * 1e-9
-            return "future_stamp", f"guidance is stamped {ahead:.2f} s after the newest frame; was it thought before a clock jump?"
+            return (
+                "future_stamp",
+                f"guidance is stamped {ahead:.2f} s after the newest frame; was it thought before a clock jump?",
+            )
         ended = self._ended.get(guidance.epoch)
-        # beyond the end of the old time line it can only have been thought on the new one (a thinker that missed the jump)
+        # beyond the end of the old time line it can only have been thought on the new one (a thinker that missed the
+        # jump)
         if ended is not None and guidance.stamp_ns <= ended + _ENDED_MARGIN_NS:
             return "before_jump", f"guidance of epoch {guidance.epoch} was thought before the clock jumped"
         if guidance.epoch in self._left:
-            return "past_epoch", f"guidance of epoch {guidance.epoch} came after a newer epoch; do two thinkers publish on this topic?"
+            return (
+                "past_epoch",
+                f"guidance of epoch {guidance.epoch} came after a newer epoch; do two thinkers publish on this topic?",
+            )
         if self._last is not None and self._last[0] == guidance.epoch and guidance.sequence <= self._last[1]:
             return "out_of_order", f"guidance {guidance.sequence} came after {self._last[1]}"
         return None
 
     def current(self, now_ns: int) -> tuple[Guidance, float] | None:
-        """The guidance in force for the frame at `now_ns` and its weight (above 0), or None: then the forecast is unguided."""
+        """The guidance in force at `now_ns` and its weight (above 0), or None: then the forecast is unguided."""
         with self._lock:
             if self._now is None:
                 return None
@@ -111,8 +122,8 @@ class GuidanceBox:
     def jump(self, last_ns: int | None, backward: bool) -> None:
         """The clock jumped: what is in the box is void. last_ns: newest stamp of the old time line.
 
-        After a jump back, guidance thought before it looks young again, so its epoch is closed. A jump ahead closes nothing: old guidance
-        is stale by itself, and a thinker that did not miss those frames goes on in its epoch.
+        After a jump back, guidance thought before it looks young again, so its epoch is closed. A jump ahead closes
+        nothing: old guidance is stale by itself, and a thinker that did not miss those frames goes on in its epoch.
         """
         with self._lock:
             if self._last is not None and backward and last_ns is not None:

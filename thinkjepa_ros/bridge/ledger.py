@@ -20,7 +20,7 @@ _LATENCIES = 300
 
 
 class Fate(Enum):
-    """Where a received image ends. Only a superseded one can move on: it may turn out to be broken when a window needs it."""
+    """Where a received image ends. Only a superseded one can move on: a window that needs it may find it broken."""
 
     PENDING = "pending"
     USED = "used"
@@ -38,7 +38,9 @@ _ALLOWED = {
 
 @dataclass(eq=False)
 class Entry:
-    """One received image on its way. message: the raw ROS message, None once it has served; rgb: its pixels once decoded.
+    """One received image on its way.
+
+    message: the raw ROS message, None once it has served. rgb: its pixels once decoded.
 
     arrived: monotonic seconds. epoch: of the node when it arrived. Only `Ledger.settle` changes `fate`.
     """
@@ -137,7 +139,11 @@ class Ledger:
             fates, reasons, published = Counter(self._fates), dict(self._reasons), self._published
         span = now - times[0] if times else 0.0
         # n results bound n - 1 intervals; a node that has just begun is not measured over an empty past
-        rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and span < _RATE_SPAN_S / 2 else len(times) / _RATE_SPAN_S
+        rate = (
+            (len(times) - 1) / (times[-1] - times[0])
+            if len(times) > 1 and span < _RATE_SPAN_S / 2
+            else len(times) / _RATE_SPAN_S
+        )
         p50, p99 = np.percentile(latencies, (50, 99)) if latencies else (np.nan, np.nan)
         return Counts(
             received=sum(fates.values()),

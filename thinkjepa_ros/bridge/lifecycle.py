@@ -1,8 +1,8 @@
 """A lifecycle node that loads its model without going deaf, and the main function that runs one.
 
-rclpy calls on_configure in the executor thread, where reading a checkpoint would stop parameters, services and signals for as
-long as it takes. Here a loader thread reads it first; on_configure only takes over the result. While it reads, the
-change_state service waits in a coroutine and everything else answers.
+rclpy calls on_configure in the executor thread, where reading a checkpoint would stop parameters, services and
+signals for as long as it takes. Here a loader thread reads it first; on_configure only takes over the result. While
+it reads, the change_state service waits in a coroutine and everything else answers.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import rclpy
 from lifecycle_msgs.msg import Transition
@@ -49,8 +49,8 @@ _TRANSITIONS = {
 class LoadingNode(LifecycleNodeMixin, Node):
     """Base of our nodes: transitions that answer, exceptions that are reported.
 
-    A subclass says what each transition does: `load` (loader thread), `adopt`, `start`, `stop`, `release` (executor thread).
-    `changed` is called after each transition and with every error.
+    A subclass says what each transition does: `load` (loader thread), `adopt`, `start`, `stop`, `release` (executor
+    thread). `changed` is called after each transition and with every error.
     """
 
     #: Exceptions of `load` that explain themselves; any other one is logged with its traceback.
@@ -65,7 +65,7 @@ class LoadingNode(LifecycleNodeMixin, Node):
         self.failure = ""
 
     def load(self) -> Any:
-        """Read, verify and warm up the model. In a thread of its own; raises an exception whose text says what to do."""
+        """Read, verify and warm up the model, in a thread of its own. Raises exceptions that say what to do."""
         raise NotImplementedError
 
     def adopt(self, model: Any) -> None:
@@ -107,8 +107,12 @@ class LoadingNode(LifecycleNodeMixin, Node):
 
     def fail(self, what: str, error: BaseException) -> None:
         """Log an error and remember it in words; the traceback only where the text alone does not explain it."""
-        self.failure = f"{what}: {error}" if isinstance(error, self.explained) else f"{what}: {type(error).__name__}: {error}"
-        details = "" if isinstance(error, self.explained) else "\n" + "".join(traceback.format_exception(error)).rstrip()
+        self.failure = (
+            f"{what}: {error}" if isinstance(error, self.explained) else f"{what}: {type(error).__name__}: {error}"
+        )
+        details = (
+            "" if isinstance(error, self.explained) else "\n" + "".join(traceback.format_exception(error)).rstrip()
+        )
         self.get_logger().error(self.failure + details)
         self.changed()
 
@@ -132,7 +136,9 @@ class LoadingNode(LifecycleNodeMixin, Node):
         if await self.transition("configure"):
             await self.transition("activate")
 
-    async def _serve_change_state(self, request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+    async def _serve_change_state(
+        self, request: ChangeState.Request, response: ChangeState.Response
+    ) -> ChangeState.Response:
         name = request.transition.label or _TRANSITIONS.get(request.transition.id, "")
         if name not in _TRANSITIONS.values():
             self.get_logger().error(f"there is no transition {request.transition.label or request.transition.id!r}")
@@ -142,8 +148,9 @@ class LoadingNode(LifecycleNodeMixin, Node):
         return response
 
     async def _load_aside(self) -> None:
-        done = Future(executor=self.executor)
         executor = self.executor
+        assert executor is not None  # only an executor runs coroutines
+        done: Future[None] = Future(executor=executor)
 
         def work() -> None:
             self._loaded = self._try_load()
@@ -211,10 +218,10 @@ class LoadingNode(LifecycleNodeMixin, Node):
         return result
 
 
-def run(make: Callable[[], LoadingNode], args: Sequence[str] | None = None) -> int:
-    """Run a node until SIGINT or SIGTERM; returns the exit status, 0 for both of these.
+def run(make: Callable[[], LoadingNode], args: list[str] | None = None) -> NoReturn:
+    """Run a node until SIGINT or SIGTERM, then end the process: exit status 0 for both of these.
 
-    The process ends within 5 s of the signal even while a model call hangs: such a thread cannot be ended, only left.
+    It ends within 5 s of the signal even while a model call hangs: such a thread cannot be ended, only left.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # until rclpy has its own handlers
         signal.signal(number, lambda *_: sys.exit(0))
@@ -241,8 +248,10 @@ def run(make: Callable[[], LoadingNode], args: Sequence[str] | None = None) -> i
     if node is not None:
         _close(node, status)
     rclpy.try_shutdown()
-    deadline.cancel()
-    return status
+    # Not by way of the interpreter's own end: rclpy has just put the handlers of before back, so that a second SIGINT
+    # (launch and the terminal both send one) would interrupt it, and taking torch apart lasts seconds on a busy
+    # machine.
+    _leave(status)
 
 
 def _spin(executor: SingleThreadedExecutor, node: LoadingNode) -> None:
@@ -265,7 +274,7 @@ def _close(node: LoadingNode, status: int) -> None:
     node.destroy_node()
 
 
-def _leave(status: int) -> None:
+def _leave(status: int) -> NoReturn:
     """End the process without waiting for threads that are inside a model."""
     sys.stdout.flush()
     sys.stderr.flush()

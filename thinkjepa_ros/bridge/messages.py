@@ -1,13 +1,14 @@
 """ROS messages <-> the values of the core, with every dimension checked before numpy sees the bytes.
 
-A message that contradicts itself raises MessageError, which names the field. Message setters check nothing, so every number
-is cast here, and sequences are filled from array.array (the only fast way that every distribution takes).
+A message that contradicts itself raises MessageError, which names the field. Message setters check nothing, so every
+number is cast here, and sequences are filled from array.array (the only fast way that every distribution takes).
 """
 
 from __future__ import annotations
 
 import array
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,13 +64,16 @@ def _require(condition: bool, words: str) -> None:
 
 
 def guidance_to_message(guidance: Guidance, frame_id: str = "", trained: bool = True) -> GuidanceMsg:
-    """The pooled pyramid as float16, or float32 where a value would overflow. frame_id: optical frame of the newest image.
+    """The pooled pyramid as float16, or float32 where a value would overflow. frame_id: of the newest image.
 
     ValueError for a pyramid that is not [L, 2, D].
     """
     pyramid = np.asarray(guidance.pyramid, np.float32)
     if pyramid.ndim != 3 or pyramid.shape[1] != len(STREAMS) or len(guidance.layers) != len(pyramid):
-        raise ValueError(f"a pyramid is [layers, {len(STREAMS)}, width] with one number per layer, not {list(pyramid.shape)} and {guidance.layers}")
+        raise ValueError(
+            f"a pyramid is [layers, {len(STREAMS)}, width] with a number per layer, "
+            f"not {list(pyramid.shape)} with {guidance.layers}"
+        )
     wide = bool(pyramid.size) and not np.abs(pyramid).max() <= np.finfo(np.float16).max
     message = GuidanceMsg()
     message.header = make_header(guidance.stamp_ns, frame_id)
@@ -102,19 +106,23 @@ def guidance_from_message(message: GuidanceMsg) -> Guidance:
     wanted = m.layers * m.streams * m.width * sizes[m.dtype]
     _require(
         len(m.data) == wanted,
-        f"data has {len(m.data)} bytes, {m.layers} layers x {m.streams} streams x {m.width} of {sizes[m.dtype]} bytes need {wanted}",
+        f"data has {len(m.data)} bytes, {m.layers} x {m.streams} x {m.width} of {sizes[m.dtype]} bytes need {wanted}",
     )
     _require(len(m.layer_ids) == m.layers, f"layer_ids has {len(m.layer_ids)} numbers for {m.layers} layers")
     layers = tuple(int(n) for n in m.layer_ids)
-    _require(all(a < b for a, b in zip(layers, layers[1:], strict=False)), f"layer_ids must ascend, they are {layers}")
+    _require(all(a < b for a, b in pairwise(layers)), f"layer_ids must ascend, they are {layers}")
     _require(len(m.present) == m.streams, f"present has {len(m.present)} flags for {m.streams} streams")
     ns = stamp_ns(m.header.stamp)
     _require(ns > 0, "header.stamp is zero; it must be the stamp of the newest image that was reasoned over")
     _require(
-        math.isfinite(m.valid_for_s) and 0 < m.valid_for_s <= _MAX_VALID_S, f"valid_for_s is {m.valid_for_s}, must be above 0 and at most a day"
+        math.isfinite(m.valid_for_s) and 0 < m.valid_for_s <= _MAX_VALID_S,
+        f"valid_for_s is {m.valid_for_s}, must be above 0 and at most a day",
     )
     for name in ("text", "instruction", "instruction_id", "model_id"):
-        _require(len(getattr(m, name)) <= _MAX_TEXT, f"{name} has {len(getattr(m, name))} characters, at most {_MAX_TEXT} are taken")
+        _require(
+            len(getattr(m, name)) <= _MAX_TEXT,
+            f"{name} has {len(getattr(m, name))} characters, at most {_MAX_TEXT} are taken",
+        )
     pyramid = np.frombuffer(m.data, "<f2" if m.dtype == GuidanceMsg.FLOAT16 else "<f4").astype(np.float32)
     _require(bool(np.isfinite(pyramid).all()), "data holds values that are not finite")
     return Guidance(
@@ -194,7 +202,7 @@ def _array(message: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def joints_from_poses(message: PoseArray, joints: int, frame_id: str) -> np.ndarray:
-    """Observed joints, float32 [joints, 3] in metres; NaN marks an unknown joint. frame_id: where they have to be given.
+    """Observed joints, float32 [joints, 3] in metres, NaN where unknown. frame_id: where they have to be given.
 
     Raises MessageError.
     """

@@ -29,8 +29,8 @@ class CameraNode(LoadingNode):
     """Base of the nodes that watch a camera.
 
     A subclass gives `table`, `period_s`, `hang_s`, `load`, `adopt`, `release`, and:
-    prepare() before each activation, on_frame(entry) and on_jump(last_ns, backward) in the executor thread, loop() in the worker,
-    wake() to end a wait inside loop().
+    prepare() before each activation, on_frame(entry) and on_jump(last_ns, backward) in the executor thread, loop() in
+    the worker, wake() to end a wait inside loop().
     """
 
     table: Iterable[Parameter]
@@ -111,7 +111,9 @@ class CameraNode(LoadingNode):
 
     def start(self) -> None:
         if not self.worker_ended:
-            raise RuntimeError("the model call of the last activation has still not returned; end this process and start it again")
+            raise RuntimeError(
+                "the model call of the last activation has still not returned; end this process and start it again"
+            )
         self.pacer = Pacer(self.period_s)
         self._failures = 0
         self.warming = "no image yet"
@@ -224,7 +226,10 @@ class CameraNode(LoadingNode):
         picture = self.picture()
         if picture.state != self._said:
             self._said = picture.state
-            if picture.state in (NodeStatus.ERROR, NodeStatus.HUNG):  # two lines of code: rclpy ties a line to one severity
+            if picture.state in (
+                NodeStatus.ERROR,
+                NodeStatus.HUNG,
+            ):  # two lines of code: rclpy ties a line to one severity
                 self.get_logger().error(picture.words)
             else:
                 self.get_logger().info(picture.words)

@@ -26,7 +26,7 @@ MAX_INSTRUCTION = 2000
 
 @dataclass(frozen=True)
 class Parameter:
-    """One row. bounds: inclusive range of a number; choices or pattern: of a string. dynamic: may be set while the node lives."""
+    """One row. bounds: inclusive range of a number; choices, pattern: of a string. dynamic: may be set at any time."""
 
     name: str
     default: Value
@@ -70,84 +70,154 @@ class Parameter:
             additional_constraints=self.limits if isinstance(self.default, str) else "",
         )
         if self.bounds is not None and isinstance(self.default, float):
-            described.floating_point_range = [FloatingPointRange(from_value=float(self.bounds[0]), to_value=float(self.bounds[1]))]
+            described.floating_point_range = [
+                FloatingPointRange(from_value=float(self.bounds[0]), to_value=float(self.bounds[1]))
+            ]
         elif self.bounds is not None:
-            described.integer_range = [IntegerRange(from_value=int(self.bounds[0]), to_value=int(self.bounds[1]), step=1)]
+            described.integer_range = [
+                IntegerRange(from_value=int(self.bounds[0]), to_value=int(self.bounds[1]), step=1)
+            ]
         return described
 
 
 def _model(what: str) -> tuple[Parameter, ...]:
     return (
         Parameter(
-            "model", "mini",
-            f"Checkpoint folder of the {what}. `mini` is the one that comes with the package; anything else is a path. Nothing is ever downloaded.",
+            "model",
+            "mini",
+            f"Checkpoint folder of the {what}. `mini` is the one that comes with the package; anything else is a path. "
+            "Nothing is ever downloaded.",
         ),
         Parameter("device", "cpu", "Where the model runs: cpu, cuda or cuda:N.", pattern=r"cpu|cuda(:\d+)?"),
         Parameter(
-            "cpu_threads", 1, "Threads of torch. More than one makes two nodes on a small machine spin against each other.", bounds=(1, 64)
+            "cpu_threads",
+            1,
+            "Threads of torch. More than one makes two nodes on a small machine spin against each other.",
+            bounds=(1, 64),
         ),
     )
 
 
 _INPUT = (
     Parameter(
-        "image_transport", "raw",
-        "raw subscribes to `image` (sensor_msgs/Image), compressed to `image/compressed` (sensor_msgs/CompressedImage, jpeg or png).",
+        "image_transport",
+        "raw",
+        "raw subscribes to `image` (sensor_msgs/Image), compressed to `image/compressed` (sensor_msgs/CompressedImage, "
+        "jpeg or png).",
         choices=("raw", "compressed"),
     ),
     Parameter(
-        "input_timeout_s", 0.5, "Without a usable image for this long the state is STALE and nothing is published.",
-        bounds=(0.05, 60.0), dynamic=True,
+        "input_timeout_s",
+        0.5,
+        "Without a usable image for this long the state is STALE and nothing is published.",
+        bounds=(0.05, 60.0),
+        dynamic=True,
     ),
     Parameter(
-        "future_tolerance_s", 1.0, "An image stamped further ahead of the node's clock than this is refused.", bounds=(0.0, 3600.0)
+        "future_tolerance_s",
+        1.0,
+        "An image stamped further ahead of the node's clock than this is refused.",
+        bounds=(0.0, 3600.0),
     ),
 )
-_AUTOSTART = Parameter("autostart", True, "Configure and activate at start, so that a respawned node comes back by itself.")
+_AUTOSTART = Parameter(
+    "autostart", True, "Configure and activate at start, so that a respawned node comes back by itself."
+)
 
 PREDICTOR = (
     *_model("predictor"),
     *_INPUT,
-    Parameter("max_rate_hz", 30.0, "At most this many forecasts per second, from the newest image each time.", bounds=(0.1, 240.0), dynamic=True),
-    Parameter("hang_timeout_s", 5.0, "A model call longer than this is reported as state HUNG.", bounds=(0.1, 600.0), dynamic=True),
     Parameter(
-        "anchor_topic_timeout_s", 0.1,
-        "A pose on `joints_observed` anchors the forecast if its stamp is at most this far from the image's; 0 ignores the topic.",
-        bounds=(0.0, 10.0), dynamic=True,
+        "max_rate_hz",
+        30.0,
+        "At most this many forecasts per second, from the newest image each time.",
+        bounds=(0.1, 240.0),
+        dynamic=True,
     ),
     Parameter(
-        "camera_fx_px", 0.0, "Focal length in x for images of the size received; used with the next three when no CameraInfo comes. 0: unknown.",
-        bounds=(0.0, 1e5), dynamic=True,
+        "hang_timeout_s",
+        5.0,
+        "A model call longer than this is reported as state HUNG.",
+        bounds=(0.1, 600.0),
+        dynamic=True,
+    ),
+    Parameter(
+        "anchor_topic_timeout_s",
+        0.1,
+        "A pose on `joints_observed` anchors the forecast if its stamp is at most this far from the image's; "
+        "0 ignores the topic.",
+        bounds=(0.0, 10.0),
+        dynamic=True,
+    ),
+    Parameter(
+        "camera_fx_px",
+        0.0,
+        "Focal length in x for images of the size received; used with the next three when no CameraInfo comes. "
+        "0: unknown.",
+        bounds=(0.0, 1e5),
+        dynamic=True,
     ),
     Parameter("camera_fy_px", 0.0, "Focal length in y. 0: as camera_fx_px.", bounds=(0.0, 1e5), dynamic=True),
-    Parameter("camera_cx_px", 0.0, "Principal point in x. 0: the middle of the image.", bounds=(0.0, 1e5), dynamic=True),
-    Parameter("camera_cy_px", 0.0, "Principal point in y. 0: the middle of the image.", bounds=(0.0, 1e5), dynamic=True),
-    Parameter("overlay_max_rate_hz", 10.0, "At most this many pictures per second on `~/overlay`.", bounds=(0.1, 240.0), dynamic=True),
+    Parameter(
+        "camera_cx_px", 0.0, "Principal point in x. 0: the middle of the image.", bounds=(0.0, 1e5), dynamic=True
+    ),
+    Parameter(
+        "camera_cy_px", 0.0, "Principal point in y. 0: the middle of the image.", bounds=(0.0, 1e5), dynamic=True
+    ),
+    Parameter(
+        "overlay_max_rate_hz",
+        10.0,
+        "At most this many pictures per second on `~/overlay`.",
+        bounds=(0.1, 240.0),
+        dynamic=True,
+    ),
     _AUTOSTART,
 )
 
 THINKER = (
     *_model("thinker"),
     *_INPUT,
-    Parameter("think_period_s", 1.0, "A thought begins this long after the one before began, or as soon as that ended.", bounds=(0.05, 3600.0), dynamic=True),
+    Parameter(
+        "think_period_s",
+        1.0,
+        "A thought begins this long after the one before began, or as soon as that ended.",
+        bounds=(0.05, 3600.0),
+        dynamic=True,
+    ),
     Parameter("window_s", 8.0, "How far back a thought looks.", bounds=(0.6, 120.0)),
     Parameter(
-        "sample_period_s", 0.25,
-        "One image of each such period is looked at; a cue that lasts a period and one camera period more is seen for certain.",
+        "sample_period_s",
+        0.25,
+        "One image of each such period is looked at; a cue that lasts one camera period more is seen for certain.",
         bounds=(0.05, 0.3),
     ),
-    Parameter("max_new_tokens", 8, "Length of a thought in tokens; 0 exports the states of the prompt only.", bounds=(0, 4096), dynamic=True),
     Parameter(
-        "think_timeout_s", 30.0, "A thought is ended here; a model call that does not return by then is reported as state HUNG.",
-        bounds=(0.1, 3600.0), dynamic=True,
+        "max_new_tokens",
+        8,
+        "Length of a thought in tokens; 0 exports the states of the prompt only.",
+        bounds=(0, 4096),
+        dynamic=True,
     ),
     Parameter(
-        "guidance_valid_for_s", 4.0, "Guidance counts fully for half of this time after its newest image and fades to nothing at its end.",
-        bounds=(0.1, 600.0), dynamic=True,
+        "think_timeout_s",
+        30.0,
+        "A thought is ended here; a model call that does not return by then is reported as state HUNG.",
+        bounds=(0.1, 3600.0),
+        dynamic=True,
     ),
     Parameter(
-        "instruction", "", "The task in words, until one comes on `~/instruction`. Setting it begins a fresh thought.",
-        max_length=MAX_INSTRUCTION, dynamic=True,
+        "guidance_valid_for_s",
+        4.0,
+        "Guidance counts fully for half of this time after its newest image and fades to nothing at its end.",
+        bounds=(0.1, 600.0),
+        dynamic=True,
+    ),
+    Parameter(
+        "instruction",
+        "",
+        "The task in words, until one comes on `~/instruction`. Setting it begins a fresh thought.",
+        max_length=MAX_INSTRUCTION,
+        dynamic=True,
     ),
     _AUTOSTART,
 )
@@ -177,8 +247,8 @@ class Parameters:
         for update in ours:
             if (reason := self._rows[update.name].refusal(update.value)) is not None:
                 return SetParametersResult(successful=False, reason=reason)
-        # All are accepted, and ours is the only callback of these nodes: the values may take effect here. (The callback after the fact
-        # does not exist in Humble.)
+        # All are accepted, and ours is the only callback of these nodes: the values may take effect here. (The
+        # callback after the fact does not exist in Humble.)
         changed = {update.name for update in ours if self._values[update.name] != update.value}
         self._values.update({update.name: update.value for update in ours})
         if changed and self._declared:
@@ -203,7 +273,11 @@ def render_yaml(node: str) -> str:
         "  ros__parameters:",
     ]
     for row in TABLES[node]:
-        notes = [row.description, f"[{row.limits}]" if row.limits else "", "Can be set while running." if row.dynamic else ""]
+        notes = [
+            row.description,
+            f"[{row.limits}]" if row.limits else "",
+            "Can be set while running." if row.dynamic else "",
+        ]
         lines += [f"    # {line}" for line in textwrap.wrap(" ".join(filter(None, notes)), 110)]
         lines.append(f"    {row.name}: {_literal(row.default)}")
     return "\n".join(lines) + "\n"
@@ -214,17 +288,25 @@ def render_docs() -> str:
     lines = [
         "# Parameters",
         "",
-        "Generated from the tables in `thinkjepa_ros/bridge/parameters.py` by `python -m thinkjepa_ros.bridge.parameters`.",
-        "*Dynamic* parameters can be set while the node runs and take effect at once (`ros2 param set /predictor max_rate_hz 10.0`);",
+        "Generated by `python -m thinkjepa_ros.bridge.parameters` from the tables in that module.",
+        "*Dynamic* parameters can be set while the node runs and take effect at once (`ros2 param set /predictor",
+        "max_rate_hz 10.0`);",
         "the others are read at start. A value outside its range is refused, with the reason, and the old one stays.",
         "Every node also has ROS's own `use_sim_time` and `qos_overrides.<topic>.subscription.*` for its image topic.",
     ]
     for node, table in TABLES.items():
-        lines += ["", f"## {node}", "", "| name | type | default | range | dynamic | what it does |", "|---|---|---|---|---|---|"]
+        lines += [
+            "",
+            f"## {node}",
+            "",
+            "| name | type | default | range | dynamic | what it does |",
+            "|---|---|---|---|---|---|",
+        ]
         for row in table:
             kind = {"float": "double", "str": "string"}.get(type(row.default).__name__, type(row.default).__name__)
             lines.append(
-                f"| `{row.name}` | {kind} | `{_literal(row.default)}` | {row.limits} | {'yes' if row.dynamic else 'no'} | {row.description} |"
+                f"| `{row.name}` | {kind} | `{_literal(row.default)}` | {row.limits} "
+                f"| {'yes' if row.dynamic else 'no'} | {row.description} |"
             )
     return "\n".join(lines) + "\n"
 

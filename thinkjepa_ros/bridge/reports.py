@@ -59,7 +59,9 @@ class Picture:
 
 def status_message(picture: Picture, stamp: Time) -> NodeStatus:
     counts, guidance = picture.counts, picture.guidance
-    message = NodeStatus(state=picture.state, words=picture.words, model_id=picture.model_id, trained=bool(picture.trained))
+    message = NodeStatus(
+        state=picture.state, words=picture.words, model_id=picture.model_id, trained=bool(picture.trained)
+    )
     message.header.stamp = stamp
     for name in ("received", "used", "superseded", "refused", "pending", "published"):
         setattr(message, name, int(getattr(counts, name)))

@@ -22,6 +22,6 @@ def model_folder(value: str, part: str = "") -> Path:
             return folder
     searched = ", ".join(str(root) for root in roots)
     raise FileNotFoundError(
-        f"models/{Path(SHIPPED, part)} of thinkjepa_ros is in none of {searched}: source the workspace that holds the package, "
-        "or set the parameter model to a checkpoint folder"
+        f"models/{Path(SHIPPED, part)} of thinkjepa_ros is in none of {searched}: source the workspace that holds "
+        "the package, or set the parameter model to a checkpoint folder"
     )

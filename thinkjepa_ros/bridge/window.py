@@ -18,8 +18,8 @@ from .ledger import Entry, Fate, Ledger
 if TYPE_CHECKING:
     from ..jepa.forecaster import Forecaster
 
-#: The ring reaches this much further back than a window, since newer images keep coming while a turn is under way: without it
-#: a machine that is slow for a moment would lose the begin of every window.
+#: The ring reaches this much further back than a window, since newer images keep coming while a turn is under way:
+#: without it a machine that is slow for a moment would lose the begin of every window.
 _SLACK_NS = 1_000_000_000
 #: Bound of the ring for cameras far faster than the model's grid needs.
 _MAX_FRAMES = 128
@@ -61,9 +61,10 @@ class FrameWindow:
         entry.message = entry.rgb = None
 
     def end_at(self, newest: Entry, camera: Callable[[int, int], Camera | None]) -> list[int] | Gap:
-        """Stamps of the window that ends at `newest`, each one observed by the forecaster, oldest first; or what is missing.
+        """Stamps of the window that ends at `newest`, each observed by the forecaster, oldest first; or the gap in it.
 
-        camera(width, height): intrinsics for images of that size. `newest.rgb` holds the pixels afterwards. Raises BrokenImage.
+        camera(width, height): intrinsics for images of that size. `newest.rgb` holds the pixels afterwards. Raises
+        BrokenImage.
         """
         if newest.epoch != self._epoch:
             self._forecaster.forget()

@@ -42,12 +42,12 @@ class Pacer:
     def begin(self) -> None:
         """A turn begins now.
 
-        A late turn moves the schedule by the delay less half a period: frames that arrive with jitter at exactly the permitted rate would
-        otherwise lose every second one to a wait of a millisecond.
+        A late turn moves the schedule by the delay less half a period: frames that arrive with jitter at exactly the
+        permitted rate would otherwise lose every second one to a wait of a millisecond.
         """
         now = time.monotonic()
         with self._changed:
-            self._base = now if self._base is None else max(self._base + self._period, now - self._period / 2)
+            self._base = now if self._base is None else min(now, max(self._base + self._period, now - self._period / 2))
 
     @property
     def closed(self) -> bool:

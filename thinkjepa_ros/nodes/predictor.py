@@ -1,7 +1,7 @@
 """The predictor node: camera images and guidance in, 3-D hand trajectories out, at camera rate.
 
-The callbacks only file what arrives; one worker thread converts, encodes and forecasts, always from the newest image and the
-images that lie on the model's time grid before it.
+The callbacks only file what arrives; one worker thread converts, encodes and forecasts, always from the newest image
+and the images that lie on the model's time grid before it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from thinkjepa_ros.values import Camera, Forecast, Guidance
 
 if TYPE_CHECKING:
     from thinkjepa_ros.jepa.forecaster import Forecaster
+
 
 class PredictorNode(CameraNode):
     """See docs/parameters.md for its parameters and msg/Forecast.msg for what it says."""
@@ -249,7 +250,10 @@ class PredictorNode(CameraNode):
         if self._markers_pub.get_subscription_count():
             self._markers_pub.publish(marker_message(message.header, forecast))
         now = time.monotonic()
-        if self._overlay_pub.get_subscription_count() and now - self._overlay_at >= 1.0 / self.parameters["overlay_max_rate_hz"]:
+        if (
+            self._overlay_pub.get_subscription_count()
+            and now - self._overlay_at >= 1.0 / self.parameters["overlay_max_rate_hz"]
+        ):
             self._overlay_at = now
             self._overlay_pub.publish(from_rgb(self._draw(entry, forecast, guidance), message.header))
 

@@ -1,7 +1,7 @@
-"""The thinker node: sparse camera images over a long window and an instruction in, guidance and words out, at its own pace.
+"""The thinker node: sparse images over a long window and an instruction in, guidance and words out, at its own pace.
 
-Its own process, so that however long a thought takes the predictor never waits. Images keep arriving while it thinks: the
-callback files one per sampling period, and the next thought takes what is there.
+Its own process, so that however long a thought takes the predictor never waits. Images keep arriving while it thinks:
+the callback files one per sampling period, and the next thought takes what is there.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ class ThinkerNode(CameraNode):
 
     def _on_instruction(self, message: String) -> None:
         if len(message.data) > parameters.MAX_INSTRUCTION:
-            words = f"an instruction of {len(message.data)} characters is refused, {parameters.MAX_INSTRUCTION} are the most"
+            most = parameters.MAX_INSTRUCTION
+            words = f"an instruction of {len(message.data)} characters is refused, {most} are the most"
             self.get_logger().warning(words)
             self.notice(words)
             return
