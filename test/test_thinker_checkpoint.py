@@ -62,7 +62,7 @@ def test_shipped_mini_is_whole_small_and_says_untrained():
 
 
 def test_training_is_refused_honestly(tmp_path):
-    with pytest.raises(NotImplementedError, match=r"100 steps.*later release"):
+    with pytest.raises(ValueError, match=r"100 steps.*later release"):
         tiny.main(tmp_path / "x", steps=100)
     assert not (tmp_path / "x").exists()
     assert tiny.main(tmp_path / "x") == tmp_path / "x"
@@ -113,7 +113,7 @@ def no_weights(folder):
     (folder / "model.safetensors").unlink()
 
 
-@damaged(r"only pickled weights \(pytorch_model\.bin\).*thinkjepa import")
+@damaged(r"only pickled weights \(pytorch_model\.bin\).*Convert them")
 def pickled(folder):
     no = folder / "model.safetensors"
     no.rename(folder / "pytorch_model.bin")
@@ -230,7 +230,7 @@ def test_places_that_are_no_checkpoint(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ThinkerError, match="a file; give the folder"):
         Thinker.load(tmp_path / "file")
-    with pytest.raises(ThinkerError, match=r"neither a folder here nor in the local .*thinkjepa import"):
+    with pytest.raises(ThinkerError, match=r"neither a folder here nor in the local .*give the path"):
         Thinker.load("Nobody/has-this-model@0123abc")
 
 

@@ -42,14 +42,15 @@ def demo(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures, the video and the figures.")] = Path("out/demo"),
-    model: Model = MINI,
-    thinker_model: ThinkerPath = MINI / "thinker",
+    model: Annotated[str, typer.Option(help="Checkpoint folder of the predictor, or a shipped model's name.")] = "mini",
     device: Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1 …")] = "cpu",
     thinker: Annotated[bool, typer.Option(help="Run the thinker node beside the predictor.")] = True,
     seconds: Annotated[
         float | None, typer.Option(min=1.0, help="Stop after this many seconds. Default: when the bag ends.")
     ] = None,
     loop: Annotated[bool, typer.Option(help="Play the bag again and again until Ctrl-C.")] = False,
+    video: Annotated[bool, typer.Option(help="Write a short film of the forecasts.")] = True,
+    image_topic: Annotated[str, typer.Option(help="Camera topic, where the bag has several.")] = "",
 ) -> None:
     """Play a bag at real speed through the real nodes and show what they say.
 
@@ -64,11 +65,12 @@ def demo(
             bag=bag,
             out=out,
             model=model,
-            thinker_model=thinker_model,
             device=device,
             thinker=thinker,
             seconds=seconds,
             loop=loop,
+            record_video=video,
+            image_topic=image_topic,
         )
     )
 
@@ -116,8 +118,8 @@ def train_all(
         Path, typer.Option(help="Work in progress: checkpoints, logs, caches. The same folder resumes.")
     ] = Path("out/train"),
     thinker: ThinkerPath = MINI / "thinker",
-    encoder_steps: Annotated[int, typer.Option(min=1, help="Steps of stage `encoder`.")] = 2600,
-    forecast_steps: Annotated[int, typer.Option(min=1, help="Steps of stage `forecast`.")] = 1200,
+    encoder_steps: Annotated[int, typer.Option(min=1, help="Steps of stage `encoder`.")] = 2400,
+    forecast_steps: Annotated[int, typer.Option(min=1, help="Steps of stage `forecast`.")] = 900,
     batch_size: Annotated[int, typer.Option(min=2, help="Pairs of frames in a step of stage `encoder`.")] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first episodes.")] = None,
     seed: Seed = 0,

@@ -61,7 +61,7 @@ def _from_hub_cache(name: str) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
         raise ThinkerError(
             f"{name}: neither a folder here nor in the local Hugging Face cache, and nothing is downloaded at run time "
-            "(as with HF_HUB_OFFLINE=1). Fetch it once with `thinkjepa import`, or give the path of a folder."
+            "(as with HF_HUB_OFFLINE=1). Download it once on a machine with access and give the path of the folder."
         ) from None
 
 
@@ -95,7 +95,7 @@ def _check_files(folder: Path) -> None:
     if pickles:
         raise ThinkerError(
             f"{folder}: only pickled weights ({pickles[0]}), which can run code and are never read. "
-            f"Convert them to {_WEIGHTS} with `thinkjepa import`."
+            f"Convert them to {_WEIGHTS} on the machine where they were made."
         )
     raise ThinkerError(
         f"{folder}: no {_WEIGHTS} in it. Restore the file, or write an untrained mini with "

@@ -133,9 +133,9 @@ def save(
 
 
 def main(out: Path, steps: int = 0, seed: int = 0) -> Path:
-    """`thinkjepa train thinker`: write the untrained mini thinker to `out`. NotImplementedError for steps > 0."""
+    """`thinkjepa train thinker`: write the untrained mini thinker to `out`. ValueError for steps > 0."""
     if steps != 0:
-        raise NotImplementedError(
+        raise ValueError(
             f"Training the thinker ({steps} steps) arrives with a later release; "
             "`--steps 0` writes the untrained mini, which says so wherever it is shown."
         )

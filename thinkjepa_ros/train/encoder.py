@@ -161,7 +161,7 @@ def train(
         place = place_loss(logits, joints, visible, net.config.camera, net.config.encoder.grid)
         predict = (ahead - z[batch_size:]).square().mean()
         regular = sigreg(z.transpose(0, 1), directions)
-        norm = run.update(10 * pose + 0.1 * place + 0.5 * predict + 0.05 * regular)
+        norm = run.update(10 * pose + place + 0.2 * predict + 0.02 * regular)
         with torch.no_grad():
             copy = (z[:batch_size] - z[batch_size:]).square().mean()
             flat = z.flatten(0, 1)

@@ -62,7 +62,8 @@ class Run:
             betas=(0.9, 0.99),
         )
         self.step = 0
-        self.seconds = 0.0
+        self.seconds = 0.0  # wall time of all calls together
+        self.cpu_seconds = 0.0  # time of all threads, which other work on the machine does not stretch
         self._load()
 
     def random(self, step: int) -> np.random.Generator:
@@ -89,6 +90,7 @@ class Run:
         ):
             task = bar.add_task(title, total=self.steps_total, completed=self.step, words="")
             began = saved = time.monotonic()
+            cpu = time.process_time()
             while self.step < self.steps_total:
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.lr * schedule(self.step, self.steps_total, self.warm_up)
@@ -110,7 +112,9 @@ class Run:
                         )
                 if asked() or now - saved > self.save_every_s or self.step == self.steps_total:
                     self.seconds += now - began
+                    self.cpu_seconds += time.process_time() - cpu
                     began = saved = now
+                    cpu = time.process_time()
                     self._save()
                 if asked() and self.step < self.steps_total:
                     raise Stopped(
@@ -157,6 +161,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "describe": json.dumps(self.describe, sort_keys=True),
             "sums": self._sums,
             "count": self._count,
@@ -177,7 +182,7 @@ class Run:
             )
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.cpu_seconds = state["step"], state["seconds"], state["cpu_seconds"]
         self._sums, self._count = state["sums"], state["count"]
         _cut_log(self.folder / LOG, self.step)
 
