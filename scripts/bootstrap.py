@@ -202,8 +202,8 @@ def choose_torch(installed):
     if wanted and build != wanted:
         raise SetupError(
             f"TORCH={wanted} was asked for and the package index gives the {build.upper()} build of torch. Set "
-            f"TORCH_INDEX to PyTorch's own index for {wanted.upper()} (the selector under 'Get Started' on PyTorch's web site "
-            f"shows its address: Linux, Pip, {wanted.upper()}), or take the other build with TORCH={build}."
+            f"TORCH_INDEX to PyTorch's own index for {wanted.upper()} (the selector under 'Get Started' on PyTorch's "
+            f"web site shows its address: Linux, Pip, {wanted.upper()}), or take the other build with TORCH={build}."
         )
     return build, index
 

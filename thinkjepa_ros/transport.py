@@ -7,11 +7,14 @@ No ROS needed.
 from __future__ import annotations
 
 import os
+import random
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-#: Kilted and later read the first name, Humble and Jazzy the second; each ignores the other.
+#: The name that Kilted and later read, and the older one, which Humble and Jazzy read and Kilted warns about.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+_OLDER = ("humble", "iron", "jazzy")
 
 #: glibc gives every image-sized buffer back to the kernel and fetches it again, page by page; keeping them halves the
 #: latency of a raw image.
@@ -49,7 +52,7 @@ def transport_environment(base: Mapping[str, str]) -> dict[str, str]:
         return {}
     if any(base.get(name) for name in PROFILE_VARIABLES):
         return {}
-    return dict.fromkeys(PROFILE_VARIABLES, str(profile_path()))
+    return {PROFILE_VARIABLES[base.get("ROS_DISTRO") in _OLDER]: str(profile_path())}
 
 
 def added_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -66,3 +69,18 @@ def child_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
     """
     base = os.environ if base is None else base
     return {**base, **added_environment(base)}
+
+
+def free_domain() -> int:
+    """A ROS domain that nobody on this machine uses: the port of its first participant is free.
+
+    Raises RuntimeError where there is none.
+    """
+    for domain in random.sample(range(1, 100), 99):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("", 7400 + 250 * domain + 10))
+            except OSError:
+                continue
+            return domain
+    raise RuntimeError("every ROS domain from 1 to 99 is in use on this machine; end some of the nodes that run here")
