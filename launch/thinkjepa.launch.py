@@ -10,14 +10,18 @@ from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction
 from launch_ros.actions import Node
 
-from thinkjepa_ros.transport import added_environment
+from thinkjepa_ros.transport import PROFILE_VARIABLES, added_environment
 
 TRUE_FALSE = ["true", "false"]
 
 ARGUMENTS = [
-    DeclareLaunchArgument("namespace", default_value="", description="Namespace of nodes and topics, for several robots."),
     DeclareLaunchArgument(
-        "params_file", default_value="", description="YAML file with parameters, like config/predictor.yaml. Empty: none."
+        "namespace", default_value="", description="Namespace of nodes and topics, for several robots."
+    ),
+    DeclareLaunchArgument(
+        "params_file",
+        default_value="",
+        description="YAML file with parameters, like config/predictor.yaml. Empty: none.",
     ),
     DeclareLaunchArgument(
         "use_sim_time", default_value="false", choices=TRUE_FALSE, description="Take the time from /clock."
@@ -45,9 +49,13 @@ ARGUMENTS = [
         description="raw: sensor_msgs/Image; compressed: sensor_msgs/CompressedImage.",
     ),
     DeclareLaunchArgument("model", default_value="mini", description="Checkpoint folder of the predictor, or mini."),
-    DeclareLaunchArgument("thinker_model", default_value="mini", description="Checkpoint folder of the thinker, or mini."),
+    DeclareLaunchArgument(
+        "thinker_model", default_value="mini", description="Checkpoint folder of the thinker, or mini."
+    ),
     DeclareLaunchArgument("device", default_value="cpu", description="Where the predictor runs: cpu, cuda or cuda:N."),
-    DeclareLaunchArgument("thinker_device", default_value="cpu", description="Where the thinker runs: cpu, cuda or cuda:N."),
+    DeclareLaunchArgument(
+        "thinker_device", default_value="cpu", description="Where the thinker runs: cpu, cuda or cuda:N."
+    ),
     DeclareLaunchArgument(
         "thinker", default_value="true", choices=TRUE_FALSE, description="false: the predictor alone, unguided."
     ),
@@ -87,7 +95,7 @@ def make_nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The actions, once the arguments are known."""
     value = dict(context.launch_configurations)
     image = value["image_topic"]
-    camera_info = value["camera_info_topic"] or image.rpartition("/")[0] + "/camera_info" * ("/" in image) or "camera_info"
+    camera_info = value["camera_info_topic"] or "/".join([*image.split("/")[:-1], "camera_info"])
     environment = added_environment(context.environment)
 
     def node(name: str, parameters: dict[str, str]) -> Node:
@@ -114,9 +122,10 @@ def make_nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     actions: list[LaunchDescriptionEntity] = [node("predictor", PREDICTOR_PARAMETERS)]
     if value["thinker"] == "true":
         actions.append(node("thinker", THINKER_PARAMETERS))
-    profile = environment.get("FASTDDS_DEFAULT_PROFILES_FILE")
-    if profile:
-        actions.insert(0, LogInfo(msg=f"a camera driver of raw images needs FASTDDS_DEFAULT_PROFILES_FILE={profile} too"))
+    for variable in PROFILE_VARIABLES:
+        if variable in environment and value["image_transport"] == "raw":
+            hint = f"the camera driver needs {variable}={environment[variable]} too, or raw images from it are lost"
+            actions.insert(0, LogInfo(msg=hint))
     return actions
 
 
