@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ class Run:
                 blob, ends = data["picture_bytes"].tobytes(), np.cumsum(data["picture_sizes"])
         except FileNotFoundError as error:
             raise RunError(f"{folder} holds no complete run ({Path(error.filename).name} is missing)") from error
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise RunError(f"the run in {folder} is damaged: {error}") from error
         camera = words["camera"]
         if camera is not None:

@@ -29,7 +29,7 @@ class NoTruthError(ValueError):
 
 @dataclass(frozen=True)
 class Joined:
-    """The n forecasts that can be scored, in the optical frame at the stamp of each.
+    """The n forecasts that can be scored (the truth reaches to the end of the horizon), in the frame of each.
 
     index [n] into the run; truth [n, T, J, 3] and truth_present [n, J, 3], NaN = unknown; methods by name [n, T, J, 3];
     stretch [n]: which stretch of the recording a forecast belongs to (the same one in every loop).
@@ -75,7 +75,7 @@ def interpolate(stamps: np.ndarray, values: np.ndarray, queries: np.ndarray, par
 def join(run: Run) -> Joined:
     """Forecasts, truth and baselines of a run. Raises NoTruthError, whose text says what a score would need."""
     if len(run) == 0:
-        raise NoTruthError("there was no forecast")
+        raise NoTruthError("no error can be computed: there was no forecast")
     if len(run.truth_ns) == 0:
         raise NoTruthError(
             "no error can be computed: this recording has no joint truth (/truth/joints, geometry_msgs/PoseArray)"
@@ -107,9 +107,13 @@ def join(run: Run) -> Joined:
     ahead[restarted] = np.nan  # no horizon reaches across a restart, even where the stamps simply go on
     truth = _into_camera(world_from_camera, ahead)
     now = interpolate(run.truth_ns, run.truth, run.stamp_ns, begins[1:])
-    index = np.flatnonzero(posed & one_scene & np.isfinite(truth).all(-1).any((1, 2)))
+    # only whole horizons: one that is cut off would count its easy, near steps alone
+    index = np.flatnonzero(posed & one_scene & np.isfinite(truth[:, -1]).all(-1).any(1))
     if len(index) == 0:
-        raise NoTruthError("no error can be computed: truth, camera pose and forecasts do not overlap in time")
+        raise NoTruthError(
+            "no error can be computed: truth, camera pose and forecasts do not overlap over a whole horizon of "
+            f"{run.step_s * run.positions.shape[1]:.1f} s"
+        )
     past, past_s = _past_estimates(run, index, world_from_camera, posed, part)
     horizon, step_s = run.positions.shape[1], run.step_s
     methods = {
