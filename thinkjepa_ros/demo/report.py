@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,18 @@ class Report:
         self.lines.append(words)
 
 
-def make_report(run: Run, out: Path, source: str = "", canonical: Camera | None = None, film: bool = True) -> Report:
+def make_report(
+    run: Run,
+    out: Path,
+    source: str = "",
+    canonical: Camera | None = None,
+    film: bool = True,
+    poses: Sequence[str] = (),
+) -> Report:
     """Score a run and draw it; writes report.txt, report.json, forecast.png and forecast.mp4 into `out`.
 
-    source: what was played. canonical: the model's camera, for recordings without calibration.
+    source: what was played. canonical: the model's camera, for recordings without calibration. poses: topics of the
+    recording that hold poses but no truth in the model's joints.
     """
     out.mkdir(parents=True, exist_ok=True)
     report = Report()
@@ -41,7 +50,7 @@ def make_report(run: Run, out: Path, source: str = "", canonical: Camera | None 
     _say_models(report, run)
     _say_speed(report, run)
     _say_accounts(report, run)
-    joined = _say_errors(report, run)
+    joined = _say_errors(report, run, poses)
     _say_pictures(report, Album(run, joined, canonical), run, out, film)
     for name, text in (
         ("text", "\n".join(report.lines) + "\n"),
@@ -125,11 +134,15 @@ def _say_accounts(report: Report, run: Run) -> None:
     }
 
 
-def _say_errors(report: Report, run: Run) -> scoring.Joined | None:
+def _say_errors(report: Report, run: Run, poses: Sequence[str]) -> scoring.Joined | None:
     try:
         joined = scoring.join(run)
     except scoring.NoTruthError as reason:
-        report.say(f"error: {reason}")
+        report.say(str(reason))
+        if poses and not len(run.truth_ns):
+            report.say(
+                f"  {', '.join(poses)}: poses of other points than the model's joints; this release does not score them"
+            )
         report.numbers["error"] = str(reason)
         return None
     moving = scoring.moving(joined, run.joint_names)

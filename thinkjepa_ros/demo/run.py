@@ -26,7 +26,10 @@ from thinkjepa_ros.evaluation.runs import Run, RunError
 from thinkjepa_ros.transport import child_environment
 from thinkjepa_ros.values import Camera
 
+TRUTH, POSES = "/truth/joints", "geometry_msgs/msg/PoseArray"
 NODES = "thinkjepa_ros.nodes."
+#: The fast path comes first: on a small machine a thought, or a thinker being loaded, must not delay a forecast.
+NICE = {"thinker": 10, "evaluator": 5}
 ERROR = 8  # NodeStatus.ERROR; this module knows no messages
 #: Loading a model may take this long before playing begins anyway.
 START_S = 120.0
@@ -38,12 +41,13 @@ class DemoError(RuntimeError):
 
 @dataclass(frozen=True)
 class Source:
-    """What is played: the recording, its camera topic, and whether that is compressed."""
+    """What is played: the recording, its camera topic, whether that is compressed, and topics with poses of others."""
 
     bag: Path
     topic: str
     compressed: bool
     title: str
+    poses: tuple[str, ...] = ()
 
 
 def shipped_bag() -> Path:
@@ -62,9 +66,10 @@ def open_source(bag: Path | None, image_topic: str = "") -> Source:
             camera = recording.camera(image_topic)
             rate = (camera.count - 1) / recording.duration_s if recording.duration_s > 0 else 0.0
             title = f"{bag.name}: {recording.duration_s:.1f} s, {camera.count} images of {camera.name} at {rate:.0f} Hz"
+            poses = tuple(t.name for t in recording.topics if t.type == POSES and t.name != TRUTH)
     except RecordingError as error:
         raise DemoError(str(error)) from error
-    return Source(bag.resolve(), camera.name, camera.type == COMPRESSED, title)
+    return Source(bag.resolve(), camera.name, camera.type == COMPRESSED, title, poses)
 
 
 def free_domain() -> int:
@@ -148,6 +153,7 @@ class Graph:
                 keep=name in ("predictor", "thinker"),
                 on_line=self._hear if name == "evaluator" else None,
                 log=self.out / "logs" / f"{name}.log",
+                nice=NICE.get(name, 0),
             )
         )
 
@@ -273,7 +279,7 @@ def conclude(out: Path, source: Source, model: str, trouble: str, film: bool, co
         )
         return 1
     with console.status("drawing ..."):
-        report: Report = make_report(run, out, source.title, canonical_camera(model), film)
+        report: Report = make_report(run, out, source.title, canonical_camera(model), film, source.poses)
     console.print("\n".join(report.lines), markup=False, highlight=False, soft_wrap=True)
     return 0 if len(run) else 1
 

@@ -33,6 +33,7 @@ class Child:
     """One process to keep alive. module: run as `python -m module`. keep: bring it back when it dies.
 
     on_line: called with every line of its standard output (in a thread); the standard error goes to `log`.
+    nice: how far it stands back where processes compete for the processor.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Child:
     keep: bool = True
     on_line: Callable[[str], None] | None = None
     log: Path | None = None
+    nice: int = 0
     process: subprocess.Popen[str] | None = None
     started_s: float = 0.0
     due_s: float = 0.0
@@ -93,7 +95,7 @@ class Supervisor:
                 stderr=log,
                 env=self._environment,
                 text=True,
-                preexec_fn=_die_with(os.getpid()),
+                preexec_fn=_die_with(os.getpid(), child.nice),
             )
         child.started_s, child.status = time.monotonic(), None
         if child.on_line is not None and child.process.stdout is not None:
@@ -156,12 +158,13 @@ class Supervisor:
         self.stop()
 
 
-def _die_with(parent: int) -> Callable[[], None]:
+def _die_with(parent: int, nice: int) -> Callable[[], None]:
     """What a child does before it becomes its program: lead a group, die with its parent, take signals normally."""
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None  # loaded before the fork
 
     def prepare() -> None:
         os.setpgrp()
+        os.nice(nice)
         if libc is not None:
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:  # it died between fork and prctl
