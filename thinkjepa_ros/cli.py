@@ -37,9 +37,7 @@ Threads = Annotated[int, typer.Option(min=1, help="torch threads.")]
 def demo(
     bag: Annotated[
         Path | None,
-        typer.Argument(
-            help="rosbag2 folder or file (mcap, sqlite3) with a camera topic. Default: the shipped cue-reach bag."
-        ),
+        typer.Option(help="rosbag2 folder or file (mcap, sqlite3) with a camera topic. Default: the shipped one."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures, the video and the figures.")] = Path("out/demo"),
     model: Annotated[str, typer.Option(help="Checkpoint folder of the predictor, or a shipped model's name.")] = "mini",
@@ -94,6 +92,38 @@ def data_sim(
     from .data.sim.generate import main as run
 
     raise SystemExit(run(out, episodes, split, seed_start, size, workers, rate_hz))
+
+
+@data.command("bag")
+def data_bag(
+    out: Annotated[Path, typer.Argument(help="rosbag2 folder to write.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Episode files to write. Default: new episodes from --seed on.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="First seed of new episodes.")] = 2_000_000,
+    episodes: Annotated[int, typer.Option(min=1, help="How many new episodes.")] = 1,
+    split: Annotated[str, typer.Option(help="lamp, text, distractor, none or mixed.")] = "lamp",
+    size: Annotated[str, typer.Option(help="Image size of new episodes.")] = "640x480",
+    rate_hz: Annotated[float, typer.Option(min=1.0, help="Camera rate of new episodes.")] = 30.0,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality of new episodes.")] = 80,
+    storage: Annotated[str, typer.Option(help="mcap or sqlite3.")] = "mcap",
+    gap_s: Annotated[float, typer.Option(min=0.0, help="Seconds between two episodes.")] = 6.0,
+) -> None:
+    """Write episodes as a rosbag2 recording that the nodes, `ros2 bag play` and `make demo BAG=...` play."""
+    from .data.bag import main as run
+
+    raise SystemExit(run(out, files or (), seed, episodes, split, size, rate_hz, quality, storage, gap_s))
+
+
+@data.command("sheet")
+def data_sheet(
+    out: Annotated[Path, typer.Argument(help="Picture to write (PNG).")],
+    files: Annotated[list[Path], typer.Argument(help="Episode files, one row each.")],
+) -> None:
+    """Draw episodes as a contact sheet, with the joints on the images."""
+    from .data.sheet import main as run
+
+    raise SystemExit(run(out, files))
 
 
 @train.command("thinker")
@@ -179,6 +209,20 @@ def bench_transport(context: typer.Context) -> None:
             [sys.executable, "-m", "thinkjepa_ros.nodes.bench_transport", *context.args], check=False
         ).returncode
     )
+
+
+@bench.command("graph")
+def bench_graph(
+    bag: Annotated[Path | None, typer.Option(help="Recording to play. Default: the shipped one.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for logs and figures.")] = Path("out/bench_graph"),
+    model: Annotated[str, typer.Option(help="Checkpoint folder of the predictor, or a shipped model's name.")] = "mini",
+    device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
+    seconds: Annotated[float, typer.Option(min=5.0, help="How long to measure before the thinker is killed.")] = 20.0,
+) -> None:
+    """Both nodes on a camera recording: rate, age of the forecasts, accounts, and what a killed thinker costs."""
+    from .demo.bench_graph import bench_graph as run
+
+    raise SystemExit(run(bag=bag, out=out, model=model, device=device, seconds=seconds))
 
 
 #: Errors whose text is written for the user, by module; a module that was never imported cannot have raised one.
