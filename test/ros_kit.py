@@ -137,26 +137,28 @@ class Peer:
         self.executor = SingleThreadedExecutor()
         self.executor.add_node(self.node)
         self._thread = threading.Thread(target=self._spin, daemon=True)
-        self._hosted: list[Any] = []
+        self.hosted: list[Any] = []
+        self._over = threading.Event()
         self._thread.start()
         return self
 
     def _spin(self) -> None:
-        with contextlib.suppress(ExternalShutdownException, KeyboardInterrupt):
-            while rclpy.ok():
+        with contextlib.suppress(ExternalShutdownException):
+            while not self._over.is_set():
                 self.executor.spin_once(timeout_sec=0.1)
 
     def __exit__(self, *_: object) -> None:
-        for node in self._hosted:
+        for node in self.hosted:
             node.stop()
-        rclpy.try_shutdown()
+        self._over.set()
         self._thread.join(10)
-        for node in [*self._hosted, self.node]:
+        for node in [*self.hosted, self.node]:
             node.destroy_node()
+        rclpy.try_shutdown()
 
     def host(self, node: Any, autostart: bool = True) -> Any:
         """Run a node of ours in this process, in the peer's executor thread."""
-        self._hosted.append(node)
+        self.hosted.append(node)
         self.executor.add_node(node)
         if autostart:
             self.executor.create_task(node.bring_up)

@@ -81,9 +81,9 @@ def active(peer, name: str):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_the_nodes_with_status_0(processes, peer, small_model, number):
+def test_signals_end_the_nodes_with_status_0(processes, peer, number):
     started = {
-        "predictor": processes.node("predictor", "-p", f"model:={small_model}"),
+        "predictor": processes.node("predictor"),
         "thinker": processes.node("thinker", "-p", "window_s:=1.0"),
     }
     for name in started:

@@ -21,12 +21,13 @@ from ros_kit import (
     picture,
     wait_until,
 )
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 from visualization_msgs.msg import Marker, MarkerArray
 
 from thinkjepa_ros.bridge.images import from_rgb
-from thinkjepa_ros.bridge.messages import guidance_to_message, make_header, stamp_ns
+from thinkjepa_ros.bridge.messages import guidance_to_message, make_header, stamp_ns, to_stamp
 from thinkjepa_ros.jepa.forecaster import ForecastError
 from thinkjepa_ros.msg import Guidance as GuidanceMsg
 from thinkjepa_ros.msg import NodeStatus
@@ -166,7 +167,7 @@ def test_guidance_from_before_a_clock_jump_is_refused(camera):
 @pytest.mark.parametrize(
     ("field", "change"),
     [
-        ("layers", lambda m: setattr(m, "layers", 3)),
+        ("layer_ids", lambda m: setattr(m, "layer_ids", [0, 1, 2])),
         ("dtype", lambda m: setattr(m, "dtype", 9)),
         ("data", lambda m: setattr(m, "data", m.data[:-2])),
         ("finite", lambda m: setattr(m, "data", m.data[:-2] + type(m.data)("B", b"\x00\x7e"))),
@@ -279,6 +280,30 @@ def test_an_image_found_broken_in_a_window_moves_from_superseded_to_refused(came
     assert camera.play(START + 12 * STEP, 8, first_index=12), "the window fills again"
 
 
+def test_simulated_time_that_jumps_begins_one_epoch(peer, host):
+    host(use_sim_time=True)
+    clock = peer.publisher(Clock, "/clock")
+    camera = TestCamera(peer)
+
+    def play(start: int) -> list:
+        answers = []
+        for k in range(10):
+            clock.publish(Clock(clock=to_stamp(start + k * STEP)))
+            wait_until(lambda k=k: abs(camera_time() - (start + k * STEP)) < NS // 1000, "simulated time")
+            answers.append(camera.step(start + k * STEP, k))
+        return [a for a in answers if a is not None]
+
+    def camera_time() -> int:
+        return peer.hosted[0].get_clock().now().nanoseconds
+
+    first = play(START)
+    for jumps in (1, 2):
+        again = play(START)
+        assert camera.status.jumps == jumps and len(again) == len(first) == 3
+        assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    assert camera.status.refused == 0 and first[0].latency_s < 1.0
+
+
 def test_silent_camera_is_stale_within_its_time_and_recovers(peer, host):
     host(input_timeout_s=0.5)
     camera = TestCamera(peer)
@@ -358,6 +383,13 @@ def test_a_missing_model_leaves_the_node_unconfigured_and_saying_why(peer, tmp_p
     assert (
         node.label == "unconfigured" and "nowhere" in statuses[-1].words and "no such folder" in statuses[-1].last_error
     )
+
+
+def test_a_node_that_was_never_configured_can_be_shut_down(peer):
+    node = peer.host(PredictorNode(), autostart=False)
+    task = peer.executor.create_task(node.transition, "shutdown")
+    wait_until(task.done, "the transition")
+    assert task.result() and node.label == "finalized"
 
 
 def test_answers_while_it_loads(peer, small_model, monkeypatch):

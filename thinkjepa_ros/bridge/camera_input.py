@@ -151,7 +151,8 @@ class CameraInput:
             check_header(message)
         except ImageError as error:
             return self._refuse(entry, "bad_image", str(error))
-        ruling = self._gate.classify(stamp, self._node.get_clock().now().nanoseconds)
+        now = self._node.get_clock().now().nanoseconds or None  # simulated time is 0 until the first /clock
+        ruling = self._gate.classify(stamp, now)
         first: Entry | None = None
         if ruling.suspect is not None:
             first, self._suspect = self._suspect, None
@@ -210,7 +211,8 @@ class CameraInput:
 
     def _on_info(self, message: CameraInfo) -> None:
         m, roi = message, message.roi
-        seen: tuple = (m.width, m.height, m.distortion_model, bytes(m.k), bytes(m.d), bytes(m.p), m.binning_x, m.binning_y)
+        seen: tuple = (m.width, m.height, m.distortion_model, bytes(m.k), bytes(m.d), bytes(m.p))
+        seen += (m.binning_x, m.binning_y)
         seen += (roi.x_offset, roi.y_offset, roi.width, roi.height)
         if seen == self._info:  # it comes with every image and hardly ever changes
             return

@@ -223,8 +223,8 @@ def run(make: Callable[[], LoadingNode], args: list[str] | None = None) -> NoRet
 
     It ends within 5 s of the signal even while a model call hangs: such a thread cannot be ended, only left.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # until rclpy has its own handlers
-        signal.signal(number, lambda *_: sys.exit(0))
+    for number in (signal.SIGINT, signal.SIGTERM):  # called before rclpy has its own handlers, and by these
+        signal.signal(number, _on_signal)
     node: LoadingNode | None = None
     status = 0
     try:
@@ -235,7 +235,7 @@ def run(make: Callable[[], LoadingNode], args: list[str] | None = None) -> NoRet
         if node.get_parameter("autostart").value:
             executor.create_task(node.bring_up)
         _spin(executor, node)
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except (KeyboardInterrupt, SystemExit, ExternalShutdownException):
         pass
     except _PARAMETER_ERRORS as error:
         print(f"refused to start, correct the parameter: {error}", file=sys.stderr)
@@ -261,6 +261,8 @@ def _spin(executor: SingleThreadedExecutor, node: LoadingNode) -> None:
         except (KeyboardInterrupt, ExternalShutdownException):
             return
         except Exception as error:  # one callback failed; the node goes on and says so
+            if not rclpy.ok():  # the signal came while the executor was getting ready to wait
+                return
             node.fail("a callback failed", error)
 
 
@@ -269,9 +271,15 @@ def _close(node: LoadingNode, status: int) -> None:
         node.stop()
     except Exception:
         traceback.print_exc()
-    if node.loader_alive or not node.worker_ended:
-        _leave(status)
-    node.destroy_node()
+    if node.worker_ended and not node.loader_alive:  # a model call left behind must find what it was given
+        node.destroy_node()
+
+
+def _on_signal(*_: Any) -> NoReturn:
+    """The first signal ends the spinning, a second one must not interrupt the end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(0)
 
 
 def _leave(status: int) -> NoReturn:

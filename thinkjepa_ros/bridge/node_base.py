@@ -8,6 +8,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
+from rclpy.qos import QoSProfile
 
 from thinkjepa_ros.msg import NodeStatus
 
@@ -28,7 +29,7 @@ _ERRORS_IN_A_ROW = 5
 class CameraNode(LoadingNode):
     """Base of the nodes that watch a camera.
 
-    A subclass gives `table`, `period_s`, `hang_s`, `load`, `adopt`, `release`, and:
+    A subclass gives `table`, `period_s`, `hang_s`, `load`, `adopt`, and:
     prepare() before each activation, on_frame(entry) and on_jump(last_ns, backward) in the executor thread, loop() in
     the worker, wake() to end a wait inside loop().
     """
@@ -51,6 +52,7 @@ class CameraNode(LoadingNode):
         )
         self.pacer = Pacer(self.period_s)
         self.worker: Worker | None = None
+        self._advertised: list[Any] = []
         self.model_id = ""
         self.trained = False
         self.warming = ""  # why there is no full window yet; set by the worker
@@ -107,7 +109,19 @@ class CameraNode(LoadingNode):
         """Further fields of the Picture."""
         return {}
 
+    def advertise(self, kind: type, topic: str, profile: QoSProfile) -> Any:
+        """A publisher for results, from `adopt`: silent unless the node is active, gone when it is cleaned up."""
+        publisher: Any = self.create_lifecycle_publisher(kind, topic, profile)
+        self._advertised.append(publisher)
+        return publisher
+
     # ---- life cycle
+
+    def release(self) -> None:
+        for publisher in self._advertised:
+            self.destroy_lifecycle_publisher(publisher)
+        self._advertised.clear()
+        self.model_id, self.trained = "", False
 
     def start(self) -> None:
         if not self.worker_ended:

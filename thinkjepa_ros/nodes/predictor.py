@@ -84,10 +84,10 @@ class PredictorNode(CameraNode):
         self.model_id, self.trained = model.model_id, model.trained
         self._guidance = GuidanceBox(model.check_guidance)
         self._trajectory = TrajectoryMessage()
-        self._forecast_pub = self.create_lifecycle_publisher(ForecastMsg, "~/forecast", qos.RESULTS)
-        self._trajectory_pub = self.create_lifecycle_publisher(MultiDOFJointTrajectory, "~/trajectory", qos.RESULTS)
-        self._markers_pub = self.create_lifecycle_publisher(MarkerArray, "~/markers", qos.RESULTS)
-        self._overlay_pub = self.create_lifecycle_publisher(Image, "~/overlay", qos.RESULTS)
+        self._forecast_pub = self.advertise(ForecastMsg, "~/forecast", qos.RESULTS)
+        self._trajectory_pub = self.advertise(MultiDOFJointTrajectory, "~/trajectory", qos.RESULTS)
+        self._markers_pub = self.advertise(MarkerArray, "~/markers", qos.RESULTS)
+        self._overlay_pub = self.advertise(Image, "~/overlay", qos.RESULTS)
 
     def prepare(self) -> None:
         assert self._forecaster is not None and self._guidance is not None
@@ -107,10 +107,8 @@ class PredictorNode(CameraNode):
         super().stop()
 
     def release(self) -> None:
-        for publisher in (self._forecast_pub, self._trajectory_pub, self._markers_pub, self._overlay_pub):
-            self.destroy_lifecycle_publisher(publisher)
+        super().release()
         self._forecaster = self._window = None
-        self.model_id, self.trained = "", False
 
     def wake(self) -> None:
         self._slot.close()

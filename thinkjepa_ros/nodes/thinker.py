@@ -92,8 +92,8 @@ class ThinkerNode(CameraNode):
     def adopt(self, model: Thinker) -> None:
         self._thinker = model
         self.model_id, self.trained = model.model_id, model.trained
-        self._guidance_pub = self.create_lifecycle_publisher(GuidanceMsg, "~/guidance", qos.LATCHED)
-        self._text_pub = self.create_lifecycle_publisher(String, "~/text", qos.LATCHED)
+        self._guidance_pub = self.advertise(GuidanceMsg, "~/guidance", qos.LATCHED)
+        self._text_pub = self.advertise(String, "~/text", qos.LATCHED)
 
     def prepare(self) -> None:
         assert self._thinker is not None
@@ -106,11 +106,9 @@ class ThinkerNode(CameraNode):
         self._model_epoch = -1
 
     def release(self) -> None:
-        self.destroy_lifecycle_publisher(self._guidance_pub)
-        self.destroy_lifecycle_publisher(self._text_pub)
+        super().release()
         self._thinker = None
         self._ring.clear()
-        self.model_id, self.trained = "", False
 
     def wake(self) -> None:
         self._cancel.set()
