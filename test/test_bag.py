@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from test_episode import make
 
 from thinkjepa_ros.data import bag
+from thinkjepa_ros.data.episode import EpisodeError
 from thinkjepa_ros.data.recording import Recording
 
 
@@ -79,7 +80,7 @@ def test_a_bag_is_whole_or_absent(tmp_path: Path) -> None:
         bag.write_bag(tmp_path / "x", breaks())
     assert list(tmp_path.iterdir()) == []
     bag.write_bag(tmp_path / "x", [make()])
-    with pytest.raises(FileExistsError, match="remove it"):
+    with pytest.raises(EpisodeError, match="remove it"):
         bag.write_bag(tmp_path / "x", [make()])
     with pytest.raises(ValueError, match="storage"):
         bag.write_bag(tmp_path / "y", [make()], storage="tar")

@@ -16,7 +16,7 @@ import pytest
 if find_spec("mujoco") is None:  # not importorskip: the scene must choose the renderer before mujoco is imported
     pytest.skip("the simulator needs mujoco: pip install mujoco", allow_module_level=True)
 
-from thinkjepa_ros.data.episode import JOINT_NAMES, PHASES, Episode, list_episodes
+from thinkjepa_ros.data.episode import JOINT_NAMES, PHASES, Episode, EpisodeError, list_episodes
 from thinkjepa_ros.data.sim import generate
 from thinkjepa_ros.data.sim.mjcf import CUBE_COLOURS, TRAYS
 from thinkjepa_ros.data.sim.play import Player, make_episode
@@ -268,6 +268,15 @@ def test_wrong_options_are_refused(tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(ValueError):
         generate.main(tmp_path / "x", **({"quiet": True} | wrong))
     assert not (tmp_path / "x").exists()
+
+
+def test_failures_are_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    with pytest.raises(EpisodeError, match=r"lamp of seed 7 failed.*apt-get install libegl1"):
+        generate.main(tmp_path, 1, "lamp", seed_start=7, size="32", workers=1, quiet=True)
+    monkeypatch.setattr(generate, "find_spec", lambda name: None)
+    with pytest.raises(EpisodeError, match="pip install mujoco"):
+        generate.main(tmp_path, 1, "lamp", quiet=True)
 
 
 def test_sizes() -> None:

@@ -19,7 +19,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 from scipy.spatial.transform import Rotation
 
-from thinkjepa_ros.data.episode import Episode, JpegFrames, encode_jpeg
+from thinkjepa_ros.data.episode import Episode, EpisodeError, JpegFrames, encode_jpeg
 
 OPTICAL_FRAME, WORLD_FRAME = "camera_optical", "world"
 IMAGE_TOPIC, INFO_TOPIC, POSE_TOPIC = "/camera/image/compressed", "/camera/camera_info", "/camera/pose"
@@ -86,13 +86,13 @@ def write_bag(
     """Write episodes one after another into the rosbag2 folder `path`, all or nothing; returns the number of frames.
 
     gap_s: seconds between the last frame of one and the first of the next; more than 5 s tells the nodes that it is
-    another scene. Raises ValueError for an unknown storage and FileExistsError when `path` is there already.
+    another scene. Raises ValueError for an unknown storage, EpisodeError when `path` is there already.
     """
     path = Path(path)
     if storage not in _STORAGE:
         raise ValueError(f"storage {storage!r} is none of {', '.join(_STORAGE)}")
     if path.exists():
-        raise FileExistsError(f"{path} exists already; remove it or take another folder")
+        raise EpisodeError(f"{path} exists already; remove it or take another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")  # rosbags names the files inside after the folder, hence the nested one
     shutil.rmtree(part, ignore_errors=True)
@@ -143,7 +143,7 @@ def main(
     """Write a rosbag2 recording: of the episode files given, or of new ones with the seeds seed, seed + 1, ...
 
     The nodes, `ros2 bag play` and `make demo BAG=...` play it. Returns the exit code 0. Raises ValueError for wrong
-    options, FileExistsError when OUT is there already, EpisodeError for a damaged episode file.
+    options, EpisodeError when OUT is there already or an episode file is damaged.
     """
     from thinkjepa_ros.data.sim.generate import parse_size
 

@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,10 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     part.replace(manifest)
 
 
+def _is_opengl(words: str) -> bool:
+    return any(name in words for name in ("OpenGL", "EGL", "OSMesa", "MUJOCO_GL", "GLError"))
+
+
 def _is_good(path: Path) -> bool:
     try:
         Episode.load(path)
@@ -106,13 +111,16 @@ def main(
     Seeds: training from 0, validation from 1000000, test from 2000000. Episodes that are there already are kept, so
     the same command goes on after an interruption.
 
-    Returns the exit code: 0 done, 130 interrupted. Raises ValueError for wrong options, RuntimeError when one fails.
+    Returns the exit code: 0 done, 130 interrupted. Raises ValueError for wrong options, EpisodeError when
+    an episode fails or the simulator is not installed.
     """
     if split not in (*SIM_SPLITS, "mixed"):
         raise ValueError(f"split {split!r} is none of {', '.join(SIM_SPLITS)}, mixed")
     if episodes < 1 or workers < 1 or seed_start < 0 or not 1.0 <= rate_hz <= 240.0:
         raise ValueError("episodes and workers must be 1 or more, seed_start 0 or more, rate_hz 1 to 240")
     width, height = parse_size(size)
+    if find_spec("mujoco") is None:
+        raise EpisodeError("The simulator needs MuJoCo, which is not installed: pip install mujoco")
     out = Path(out)
     _claim(out, {"scene_version": SCENE_VERSION, "width": width, "height": height, "rate_hz": rate_hz})
     console = Console(quiet=quiet)
@@ -152,7 +160,7 @@ def main(
 
 
 def _run(jobs: list[tuple[str, str, int, int, int, float]], workers: int, advance: Any) -> None:
-    """Run the jobs in processes; the first failure ends the run with a RuntimeError that names the seed."""
+    """Run the jobs in processes; the first failure ends the run with an EpisodeError that names the seed."""
     queue = iter(jobs)
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_guard_worker)
     running: dict[Future[int], tuple[Any, ...]] = {}
@@ -168,10 +176,12 @@ def _run(jobs: list[tuple[str, str, int, int, int, float]], workers: int, advanc
                 try:
                     advance(future.result())
                 except BrokenProcessPool:
-                    raise RuntimeError(
+                    raise EpisodeError(
                         "A worker process died (out of memory, or killed); the same command goes on where it stopped."
                     ) from None
                 except Exception as error:
-                    raise RuntimeError(f"Episode {job[1]} seed {job[2]} failed: {error}") from error
+                    words = f"{type(error).__name__}: {error}"
+                    hint = " (it needs EGL: apt-get install libegl1 libgl1-mesa-dri)" if _is_opengl(words) else ""
+                    raise EpisodeError(f"Episode {job[1]} of seed {job[2]} failed{hint}: {words}") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
