@@ -226,20 +226,21 @@ class TestCamera:
 
     def step(self, ns: int, index: int = 0, message: Image | None = None) -> Forecast | None:
         """Publish one image and wait until the node has settled it; its forecast, or None if it gave none."""
+        seen = len(self.forecasts)
         self.send(ns, index, message)
         wait_until(
-            lambda: self.answer(ns) or self.idle,
+            lambda: self.answer(ns, seen) or self.idle,
             lambda: f"an answer to the image at {ns} ns; last status: {self.statuses[-1:]}",
         )
-        return self.answer(ns)
+        return self.answer(ns, seen)
 
     @property
     def subscribers(self) -> int:
         return self._images.get_subscription_count()
 
-    def answer(self, ns: int) -> Forecast | None:
-        """The newest forecast for the image at `ns`."""
-        return next((f for f in reversed(self.forecasts[-3:]) if stamp_ns(f.header.stamp) == ns), None)
+    def answer(self, ns: int, since: int = 0) -> Forecast | None:
+        """The forecast for the image at `ns`, among those after the first `since`."""
+        return next((f for f in reversed(self.forecasts[since:]) if stamp_ns(f.header.stamp) == ns), None)
 
     @property
     def idle(self) -> bool:
