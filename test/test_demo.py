@@ -188,7 +188,7 @@ def test_report_with_truth(tmp_path):
     text = (tmp_path / "report.txt").read_text()
     assert text.splitlines() == report.lines
     for words in (
-        "predictor: mini, trained on simulation", "thinker: tiny, UNTRAINED", "30 of 90 images", "adds up",
+        "predictor: mini, trained on simulation", "thinker: tiny, UNTRAINED", "30 from 300 images", "adds up",
         "moving hand", "resting hand", "constant velocity", "joints now, from the images alone: 0.0",
     ):  # fmt: skip
         assert words in text, words

@@ -91,8 +91,9 @@ def _say_speed(report: Report, run: Run) -> None:
             )
         report.numbers |= {"forecasts": 0}
         return
+    received = words["statuses"].get("predictor", {}).get("received", words["images"])
     report.say(
-        f"forecasts: {words['forecasts']} of {words['images']} images, {words['rate_hz']:.1f} per second; "
+        f"forecasts: {words['forecasts']} from {received} images, {words['rate_hz']:.1f} per second; "
         f"from image to forecast {latency['p50'] * 1e3:.0f} ms (p50), {latency['p99'] * 1e3:.0f} ms (p99), "
         f"{latency['max'] * 1e3:.0f} ms at most"
     )
@@ -108,7 +109,7 @@ def _say_speed(report: Report, run: Run) -> None:
         report.say("thoughts: none, every forecast is unguided")
     report.numbers |= {
         "forecasts": words["forecasts"],
-        "images": words["images"],
+        "images": received,
         "rate_hz": words["rate_hz"],
         "latency_s": latency,
         "thoughts": len(thoughts),
