@@ -102,7 +102,7 @@ def clean_environment():
     return env
 
 
-def run(title, *commands, remedy):
+def run(title, *commands, remedy, cwd=ROOT):
     """Run commands one after the other, output into the log. A failure is a SetupError with `remedy`."""
     started = time.monotonic()
     live = sys.stdout.isatty()
@@ -112,7 +112,7 @@ def run(title, *commands, remedy):
         for command in commands:
             print("$", *command, file=log, flush=True)
             process = subprocess.Popen(
-                [str(part) for part in command], cwd=ROOT, env=clean_environment(), stdin=subprocess.DEVNULL,
+                [str(part) for part in command], cwd=cwd, env=clean_environment(), stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             )  # fmt: skip
             for line in process.stdout or ():
@@ -279,6 +279,7 @@ def build(stamps):
         return stamps
     check_compiler()
     cmake = VENV / "bin" / "cmake"
+    BUILD.mkdir(parents=True, exist_ok=True)
     definitions = {
         "CMAKE_BUILD_TYPE": "Release",
         "CMAKE_INSTALL_PREFIX": VENV,
@@ -295,6 +296,7 @@ def build(stamps):
         [cmake, "--build", BUILD],
         [cmake, "--install", BUILD],
         remedy="The ROS messages could not be built.",
+        cwd=BUILD,  # a manifest is left in the folder it runs in
     )
     stamps = {**stamps, "build": wanted}
     write_stamps(stamps)
