@@ -90,8 +90,8 @@ def render(told: dict[str, Any], title: str, events: list[str]) -> RenderableTyp
     """The state as a table."""
     table = Table(box=None, padding=(0, 1), expand=True)
     table.add_column("node", style="bold", no_wrap=True)
-    table.add_column("state", no_wrap=True, ratio=1)
-    for name in ("Hz", "latency p50 / p99", "received", "used", "superseded", "refused", "pending"):
+    table.add_column("state", no_wrap=True, ratio=1, min_width=18)
+    for name in ("Hz", "p50 / p99", "received", "used", "superseded", "refused", "pending"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in NODES:
         status = told.get("statuses", {}).get(name)
@@ -103,7 +103,7 @@ def render(told: dict[str, Any], title: str, events: list[str]) -> RenderableTyp
         rate = told["rate_hz"] if name == "predictor" else status["rate_hz"]
         table.add_row(
             name,
-            Text(status["words"], _colour(status["words"])),
+            Text(status["words"].partition(":")[0], _colour(status["words"])),
             f"{rate or 0:.1f}",
             f"{_ms(p50)} / {_ms(p99)}",
             *(str(status[key]) for key in ("received", "used", "superseded", "refused", "pending")),
@@ -116,10 +116,12 @@ def render(told: dict[str, Any], title: str, events: list[str]) -> RenderableTyp
     about.add_row("guidance", _guidance(told) or "none yet")
     about.add_row("thought", Text(_thought(told["thought"], 300) if told.get("thought") else "none yet", "italic"))
     for name, status in told.get("statuses", {}).items():
+        if ":" in status["words"]:
+            about.add_row(name, status["words"])
         if status["reasons"]:
             reasons = ", ".join(f"{number} x {reason}" for reason, number in status["reasons"].items())
             about.add_row("refused", f"{name}: {reasons}")
-        if status["last_error"]:
+        if status["last_error"] and status["last_error"] not in status["words"]:
             about.add_row("error", Text(f"{name}: {status['last_error']}", "red"))
     rows.append(about)
     rows += [Text(event, "yellow") for event in events]
