@@ -88,8 +88,14 @@ class Processes:
         )
 
     def close(self) -> None:
+        """End what still runs, politely first: a killed process leaves its shared memory behind. Prints every output."""
         for process in self._all:
-            process.kill()
+            if process.running:
+                process.send(signal.SIGINT)
+        deadline = time.monotonic() + 6.0
+        for process in self._all:
+            process.kill(deadline)
+            print(f"---- {process}\n{process.output}")
 
 
 class Process:
@@ -122,10 +128,16 @@ class Process:
         self._popen.send_signal(number)
         return self._popen.wait(timeout_s), time.monotonic() - began
 
-    def kill(self) -> None:
-        if self.running:
-            self._popen.kill()
+    def kill(self, deadline: float = 0.0) -> None:
+        """SIGKILL, unless it ends by itself before the monotonic time `deadline`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(max(0.0, deadline - time.monotonic()))
+            return
+        self._popen.kill()
         self._popen.wait(10)
+
+    def __str__(self) -> str:
+        return " ".join(self._popen.args[1:])
 
 
 class Peer:
