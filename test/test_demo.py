@@ -143,11 +143,14 @@ def shown(renderable, width=120):
 def test_the_table_says_everything():
     text = shown(render(told(), "cue_reach", ["thinker was killed by SIGKILL"]))
     for words in (
-        "cue_reach", "predictor", "running", "24.2", "34 ms / 88 ms", "300", "240", "58", "mini trained on simulation",
+        "cue_reach", "predictor", "running", "24.2 per second", "34 ms (p50), 88 ms (p99)", "300",
+        "240", "58", "mini trained on simulation",
         "tiny untrained", "weight 0.80", "1.2 s old", "#7 (untrained thinker) the red cube", "1 x bad_image",
         "thinker was killed by SIGKILL", "Ctrl-C",
     ):  # fmt: skip
         assert words in text, words
+    narrow = shown(render(told(), "cue_reach", []), 80)
+    assert all(f"{key} " in narrow for key in ("received", "used", "superseded", "refused", "pending", "latency"))
     for partial in ({}, {"t": 1.0}, told(latency_s=None, weight=None, age_s=None, thought=None, statuses={})):
         assert "not there yet" in shown(render(partial, "x", [])) and line(partial)
     assert "unguided" in shown(render(told(weight=0.0, age_s=None), "x", []))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -87,48 +88,76 @@ def line(told: dict[str, Any]) -> str:
 
 
 def render(told: dict[str, Any], title: str, events: list[str]) -> RenderableType:
-    """The state as a table."""
-    table = Table(box=None, padding=(0, 1), expand=True)
-    table.add_column("node", style="bold", no_wrap=True)
-    table.add_column("state", no_wrap=True, ratio=1, min_width=18)
-    for name in ("Hz", "p50 / p99", "received", "used", "superseded", "refused", "pending"):
-        table.add_column(name, justify="right", no_wrap=True)
+    """The state as a table: a column for each node, so that it fits into 80 characters."""
+    statuses = told.get("statuses", {})
+    nodes = Table(box=None, padding=(0, 2, 0, 0), expand=True)
+    nodes.add_column("", style="dim", no_wrap=True)
     for name in NODES:
-        status = told.get("statuses", {}).get(name)
-        if status is None:
-            table.add_row(name, Text("not there yet" if name == "predictor" else "-", "dim"), *[""] * 7)
-            continue
-        latency = told.get("latency_s") if name == "predictor" else None
-        p50, p99 = (latency["p50"], latency["p99"]) if latency else (status["latency_p50_s"], status["latency_p99_s"])
-        rate = told["rate_hz"] if name == "predictor" else status["rate_hz"]
-        table.add_row(
-            name,
-            Text(status["words"].partition(":")[0], _colour(status["words"])),
-            f"{rate or 0:.1f}",
-            f"{_ms(p50)} / {_ms(p99)}",
-            *(str(status[key]) for key in ("received", "used", "superseded", "refused", "pending")),
-        )
-    rows: list[RenderableType] = [table, Text()]
-    about = Table.grid(padding=(0, 1))
+        nodes.add_column(name, ratio=1, header_style="bold")
+    present = [statuses.get(name) for name in NODES]
+    rows: dict[str, Sequence[RenderableType]] = {
+        "state": [_state(status) for status in present],
+        "model": [_model(status, told, name) for status, name in zip(present, NODES, strict=True)],
+        "rate": [_rate(status, told, name) for status, name in zip(present, NODES, strict=True)],
+        "latency": [_latency(status, told, name) for status, name in zip(present, NODES, strict=True)],
+    }
+    for label, cells in rows.items():
+        nodes.add_row(label, *cells)
+    for key in ("received", "used", "superseded", "refused", "pending"):
+        nodes.add_row(key, *(_count(status, key) for status in present))
+    about = Table.grid(padding=(0, 2, 0, 0))
     about.add_column(style="dim", no_wrap=True)
     about.add_column(ratio=1)
-    about.add_row("models", _models(told))
-    about.add_row("guidance", _guidance(told) or "none yet")
+    about.add_row("guidance  ", _guidance(told) or "none yet")
     about.add_row("thought", Text(_thought(told["thought"], 300) if told.get("thought") else "none yet", "italic"))
-    for name, status in told.get("statuses", {}).items():
-        if ":" in status["words"]:
-            about.add_row(name, status["words"])
-        if status["reasons"]:
-            reasons = ", ".join(f"{number} x {reason}" for reason, number in status["reasons"].items())
-            about.add_row("refused", f"{name}: {reasons}")
+    for name, status in statuses.items():
         if status["last_error"] and status["last_error"] not in status["words"]:
             about.add_row("error", Text(f"{name}: {status['last_error']}", "red"))
-    rows.append(about)
-    rows += [Text(event, "yellow") for event in events]
+    parts: list[RenderableType] = [nodes, Text(), about, *(Text(event, "yellow") for event in events)]
     seconds = f"{told['t']:.0f} s" if told else "starting"
     return Panel(
-        Group(*rows), title=title, subtitle=f"{seconds} · Ctrl-C ends and writes the report", title_align="left"
+        Group(*parts), title=title, subtitle=f"{seconds} · Ctrl-C ends and writes the report", title_align="left"
     )
+
+
+def _state(status: dict[str, Any] | None) -> Text:
+    return Text(status["words"], _colour(status["words"])) if status else Text("not there yet", "dim")
+
+
+def _model(status: dict[str, Any] | None, told: dict[str, Any], name: str) -> Text:
+    """The model's id, with what must be known about it in colour."""
+    if status is None or not status["model_id"]:
+        return Text("-", "dim")
+    text = Text(status["model_id"].removesuffix(" (untrained)") + " ")
+    if not status["trained"]:
+        text.append("untrained", "bold red")
+    elif name == "predictor" and told.get("domain"):
+        text.append(f"trained on {told['domain']}", "yellow")
+    return text
+
+
+def _rate(status: dict[str, Any] | None, told: dict[str, Any], name: str) -> str:
+    if status is None:
+        return ""
+    rate = told.get("rate_hz") if name == "predictor" else status["rate_hz"]
+    return f"{rate or 0:.1f} per second"
+
+
+def _latency(status: dict[str, Any] | None, told: dict[str, Any], name: str) -> str:
+    """From the image to the result: as received for the predictor, as the thinker tells it."""
+    if status is None:
+        return ""
+    p50, p99 = status["latency_p50_s"], status["latency_p99_s"]
+    if name == "predictor" and told.get("latency_s"):
+        p50, p99 = told["latency_s"]["p50"], told["latency_s"]["p99"]
+    return "-" if p50 is None else f"{_ms(p50)} (p50), {_ms(p99)} (p99)"
+
+
+def _count(status: dict[str, Any] | None, key: str) -> str:
+    if status is None:
+        return ""
+    reasons = ", ".join(f"{number} x {reason}" for reason, number in status["reasons"].items())
+    return f"{status[key]}" + (f" ({reasons})" if key == "refused" and reasons else "")
 
 
 def _colour(words: str) -> str:
@@ -138,7 +167,7 @@ def _colour(words: str) -> str:
 def _ms(seconds: float | None) -> str:
     if seconds is None:
         return "-"
-    return f"{seconds * 1e3:.0f} ms" if seconds < 2 else f"{seconds:.1f} s"
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def _guidance(told: dict[str, Any]) -> str:
@@ -147,20 +176,6 @@ def _guidance(told: dict[str, Any]) -> str:
     if not told["weight"] or told.get("age_s") is None:
         return "unguided"
     return f"guided, weight {told['weight']:.2f}, thought {told['age_s']:.1f} s old"
-
-
-def _models(told: dict[str, Any]) -> Text:
-    """Model ids, with what must be known about them in colour."""
-    text = Text()
-    for name, status in told.get("statuses", {}).items():
-        if not status["model_id"]:
-            continue
-        text.append(("  ·  " if text else "") + f"{name} {status['model_id'].removesuffix(' (untrained)')} ")
-        if not status["trained"]:
-            text.append("untrained", "bold red")
-        elif name == "predictor" and told.get("domain"):
-            text.append(f"trained on {told['domain']}", "yellow")
-    return text or Text("loading", "dim")
 
 
 def _thought(thought: dict[str, Any], length: int) -> str:
