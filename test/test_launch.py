@@ -1,0 +1,153 @@
+"""The launch files: every argument is described and has the default of the node's own parameter; where ROS launch is
+installed, they start the nodes with what was given and nothing else."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from thinkjepa_ros.bridge.parameters import PREDICTOR, THINKER
+from thinkjepa_ros.bridge.replay_parameters import PLAYER
+
+FOLDER = Path(__file__).resolve().parents[1] / "launch"
+FILES = sorted(FOLDER.glob("*.launch.py"))
+
+#: Launch argument -> table and name of the node parameter it stands for.
+SAME = {
+    "thinkjepa.launch.py": {
+        "model": (PREDICTOR, "model"),
+        "device": (PREDICTOR, "device"),
+        "image_transport": (PREDICTOR, "image_transport"),
+        "autostart": (PREDICTOR, "autostart"),
+        "thinker_model": (THINKER, "model"),
+        "thinker_device": (THINKER, "device"),
+    },
+    "replay.launch.py": {
+        "rate": (PLAYER, "rate"),
+        "loop": (PLAYER, "loop"),
+        "clock": (PLAYER, "clock"),
+        "bag_image_topic": (PLAYER, "image_topic"),
+    },
+}
+REQUIRED = {
+    "thinkjepa.launch.py": "namespace params_file use_sim_time log_level image_topic image_transport model device "
+    "thinker autostart respawn",
+    "replay.launch.py": "bag rate loop",
+}
+
+
+def declared(file: Path) -> dict[str, dict]:
+    """Name -> keyword arguments of every DeclareLaunchArgument, read without importing launch."""
+    tree = ast.parse(file.read_text())
+    constants = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.List)
+        and all(isinstance(item, ast.Constant) for item in node.value.elts)
+    }  # fmt: skip
+    calls = [
+        n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "DeclareLaunchArgument"
+    ]
+
+    def value(node: ast.expr):
+        return constants[node.id] if isinstance(node, ast.Name) else ast.literal_eval(node)
+
+    return {value(call.args[0]): {k.arg: value(k.value) for k in call.keywords} for call in calls}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_every_argument_is_described(file):
+    arguments = declared(file)
+    assert set(REQUIRED[file.name].split()) <= set(arguments)
+    for name, keywords in arguments.items():
+        assert len(keywords.get("description", "")) > 15, f"{name} of {file.name} needs a description"
+
+
+@pytest.mark.parametrize(
+    ("file", "argument"), [(file, argument) for file in SAME for argument in SAME[file]], ids=lambda part: str(part)
+)
+def test_default_is_that_of_the_node(file, argument):
+    table, name = SAME[file][argument]
+    parameter = next(parameter for parameter in table if parameter.name == name)
+    default = parameter.default
+    keywords = declared(FOLDER / file)[argument]
+    assert keywords["default_value"] == (str(default).lower() if isinstance(default, bool) else str(default))
+    if parameter.choices:
+        assert tuple(keywords["choices"]) == parameter.choices
+
+
+def test_both_nodes_share_what_one_argument_sets():
+    defaults = [{p.name: p.default for p in table} for table in (PREDICTOR, THINKER)]
+    for name in ("image_transport", "autostart"):
+        assert defaults[0][name] == defaults[1][name]
+
+
+# -- with ROS launch (an installed ROS 2; it does not come as a wheel) ------------------------------------------------
+
+
+def started(name: str, tmp_path, monkeypatch, **given: str) -> dict[str, dict]:
+    """Evaluate a launch file without starting its nodes: their parameters and remappings, by node name."""
+    pytest.importorskip("launch_ros", reason="ROS launch comes with an installed ROS 2")
+    import yaml
+    from launch import LaunchContext
+    from launch.actions import IncludeLaunchDescription
+    from launch.launch_description_sources import PythonLaunchDescriptionSource
+    from launch_ros.actions import Node
+
+    found: dict[str, dict] = {}
+    context = LaunchContext()
+    monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path))
+
+    def note(node: Node) -> None:
+        node._perform_substitutions(context)
+        values: dict = {}
+        for file, is_file in node._Node__expanded_parameter_arguments or []:
+            assert is_file
+            loaded = yaml.safe_load(Path(file).read_text())
+            values.update(next(iter(loaded.values()))["ros__parameters"])
+        found[node.node_name] = {"parameters": values, "remaps": dict(node.expanded_remapping_rules or [])}
+
+    def visit(entity) -> None:
+        if isinstance(entity, Node):
+            note(entity)
+        else:
+            for child in entity.visit(context) or []:
+                visit(child)
+
+    source = PythonLaunchDescriptionSource(str(FOLDER / name))
+    visit(IncludeLaunchDescription(source, launch_arguments=given.items()))
+    return found
+
+
+def test_without_arguments_the_nodes_keep_their_own_defaults(tmp_path, monkeypatch):
+    nodes = started("thinkjepa.launch.py", tmp_path, monkeypatch)
+    assert set(nodes) == {"/predictor", "/thinker"}
+    assert nodes["/predictor"]["parameters"] == nodes["/thinker"]["parameters"] == {}
+
+
+def test_an_argument_wins_over_the_parameter_file(tmp_path, monkeypatch):
+    file = tmp_path / "mine.yaml"
+    file.write_text("/**:\n  ros__parameters:\n    autostart: false\n    device: cuda\n")
+    nodes = started(
+        "thinkjepa.launch.py", tmp_path, monkeypatch,
+        namespace="robot1", params_file=str(file), device="cpu", image_topic="/camera/color/image_raw", thinker="false",
+    )  # fmt: skip
+    assert set(nodes) == {"/robot1/predictor"}
+    assert nodes["/robot1/predictor"]["parameters"] == {"autostart": False, "device": "cpu"}
+    assert nodes["/robot1/predictor"]["remaps"] == {
+        "image": "/camera/color/image_raw",
+        "image/compressed": "/camera/color/image_raw/compressed",
+        "camera_info": "/camera/color/camera_info",
+    }
+
+
+def test_replay_takes_the_transport_from_the_bag(tmp_path, monkeypatch):
+    bag = FOLDER.parent / "models" / "demo" / "cue_reach"
+    nodes = started("replay.launch.py", tmp_path, monkeypatch, bag=str(bag), rate="2", clock="bag")
+    assert set(nodes) == {"/predictor", "/thinker", "/player"}
+    assert nodes["/predictor"]["parameters"] == {"image_transport": "compressed", "use_sim_time": True}
+    player = nodes["/player"]["parameters"]
+    assert player["rate"] == 2.0 and isinstance(player["rate"], float)
+    assert player["bag"] == str(bag) and player["wait_for_subscribers"] == 2
