@@ -167,12 +167,29 @@ def _say_errors(report: Report, run: Run, poses: Sequence[str]) -> scoring.Joine
         for row in rows:
             behind = "" if row.method == scoring.MODEL else _cm(row.behind_model, sign=True)
             report.say(f"    {row.method:<24}{_cm(row.ade):>22}{_cm(row.fde):>22}{behind:>28}")
+        report.say(f"    {verdict(rows)}")
         report.numbers.setdefault("errors_m", {})[name] = {
             row.method: {"ade": list(row.ade), "fde": list(row.fde), "behind_model": list(row.behind_model)}
             for row in rows
         }
     report.say("  hold and the velocities start from the model's own idea of where the joints are now")
     return joined
+
+
+def verdict(rows: Sequence[scoring.Row]) -> str:
+    """The comparison in words: where the model's error is smaller or larger, and where no difference can be shown."""
+    sides: dict[str, list[str]] = {"smaller": [], "larger": [], "": []}
+    for row in rows:
+        if row.method != scoring.MODEL:
+            difference = row.behind_model
+            side = "" if not difference.excludes_zero else "smaller" if difference.mean > 0 else "larger"
+            sides[side].append(row.method)
+    parts = [
+        f"its error is {side} than that of {' and '.join(names)}" for side, names in sides.items() if side and names
+    ]
+    if sides[""]:
+        parts.append(f"no difference to {' and '.join(sides[''])} can be shown")
+    return "the model: " + "; ".join(parts)
 
 
 def _cm(interval: Interval, sign: bool = False) -> str:
