@@ -24,6 +24,8 @@ from .bootstrap import Interval, bootstrap_mean, paired_bootstrap
 
 #: Seconds between two forecast origins of an episode.
 ORIGIN_EVERY_S = 0.5
+#: Grid steps at which forecasts are scored.
+HORIZONS = (8, 16, 32)
 MODEL, ANCHORED, GUIDED = "model, image only", "model, anchored", "model, guided"
 HOLD, VELOCITY, DAMPED = "hold", "constant velocity", "damped velocity"
 TRUE = ", observed pose"
@@ -155,9 +157,14 @@ class Report:
 
 
 def report(
-    origins: Origins, mean_pose: np.ndarray, joint_names: tuple[str, ...], steps: tuple[int, ...] = (8, 16, 32)
+    origins: Origins, mean_pose: np.ndarray, joint_names: tuple[str, ...], steps: tuple[int, ...] = HORIZONS
 ) -> Report:
-    """Tables from the collected origins. mean_pose: [J, 3], the training set's mean joints in the camera frame."""
+    """Tables from the collected origins. mean_pose: [J, 3], the training set's mean joints in the camera frame.
+
+    steps: horizons to score; those beyond the model's are left out.
+    """
+    available = origins.truth[0].shape[0]
+    steps = tuple(s for s in steps if s <= available) or (available,)
     ids = np.array(origins.episode)
     truth, now = np.stack(origins.truth), np.stack(origins.now)
     visible, phase = np.stack(origins.visible), np.array(origins.phase)
