@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import Point, Pose, PoseArray
 from rclpy.parameter import Parameter
 from ros_kit import (
@@ -473,3 +475,38 @@ def test_intrinsics_from_parameters_make_it_metric(peer, host):
     assert not camera.play(START, 8)[-1].metric
     assert peer.call(node.set_parameters, [Parameter("camera_fx_px", value=80.0)])[0].successful
     assert camera.play(START + 8 * STEP, 8, first_index=8)[-1].metric
+
+
+def test_diagnostics_and_status_come_in_every_state(peer):
+    """REP-107: /diagnostics at 1 Hz with a level; the status twice as often, also before anything is configured."""
+    statuses = peer.collect(NodeStatus, "/predictor/status", LATCHED)
+    diagnostics = peer.collect(DiagnosticArray, "/diagnostics", RELIABLE)
+    idle = peer.host(PredictorNode(), autostart=False)
+    wait_until(lambda: len(statuses) >= 3 and len(diagnostics) >= 2, "reports of a node without a model")
+    assert {s.state for s in statuses} == {NodeStatus.UNCONFIGURED}
+    status = diagnostics[-1].status[0]
+    assert (
+        status.name == "predictor: forecast"
+        and status.level == DiagnosticStatus.WARN
+        and status.message == "unconfigured"
+    )
+    times = [stamp_ns(d.header.stamp) for d in diagnostics]
+    assert all(0.5 < (b - a) / NS < 3.0 for a, b in pairwise(times))
+    assert peer.call(idle.stop) is None
+
+
+def test_diagnostics_carry_the_counters(camera):
+    diagnostics = camera.peer.collect(DiagnosticArray, "/diagnostics", RELIABLE)
+    camera.play(START, 9)
+    camera.send(START, 0)
+    wait_until(lambda: camera.idle, "the refusal")
+    camera.step(START + 9 * STEP, 9)
+    wait_until(lambda: diagnostics and diagnostics[-1].status[0].level == DiagnosticStatus.OK, "OK")
+    values = wait_until(lambda: has(diagnostics[-1], "received", "11"), "all images counted")
+    assert values["used"] == "10" and values["refused (out_of_order)"] == "1" and values["published"] == "3"
+    assert diagnostics[-1].status[0].hardware_id == "small (untrained)"
+
+
+def has(diagnostics: DiagnosticArray, key: str, value: str) -> dict[str, str] | None:
+    values = {v.key: v.value for v in diagnostics.status[0].values}
+    return values if values.get(key) == value else None
