@@ -17,6 +17,7 @@ from thinkjepa_ros.values import Camera
 WIDTH = 640
 MAX_FILM_S = 60.0
 _GAP = 8
+_MP4V = int.from_bytes(b"mp4v", "little")  # every build of OpenCV can write it
 
 
 class Album:
@@ -128,7 +129,7 @@ class Album:
                     continue
                 if writer is None:
                     size = (frame.shape[1], frame.shape[0])
-                    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+                    writer = cv2.VideoWriter(str(path), _MP4V, rate, size)
                     if not writer.isOpened():
                         return "this build of OpenCV can not write mp4 files"
                 if (frame.shape[1], frame.shape[0]) == size:

@@ -94,8 +94,8 @@ class Run:
         if camera is not None:
             camera = Camera(**{**camera, "distortion": tuple(camera["distortion"])})
         fields = {name: words[name] for name in cls._WORDS} | {"joint_names": tuple(words["joint_names"])}
-        begins = np.concatenate([[0], ends[:-1]]).astype(int) if len(ends) else []
-        pictures = [blob[a:b] for a, b in zip(begins, ends, strict=True)]
+        begins = [0, *ends[:-1].tolist()][: len(ends)]
+        pictures = [blob[a:b] for a, b in zip(begins, ends.tolist(), strict=True)]
         return cls(**arrays, **fields, pictures=pictures, camera=camera)
 
     def __len__(self) -> int:
