@@ -17,7 +17,7 @@ from thinkjepa_ros.values import Camera
 WIDTH = 640
 MAX_FILM_S = 60.0
 _GAP = 8
-_MP4V = int.from_bytes(b"mp4v", "little")  # every build of OpenCV can write it
+_MP4V = int.from_bytes(b"mp4v", "little")  # MPEG-4 part 2: needs no encoder beyond those in OpenCV
 
 
 class Album:
