@@ -199,7 +199,8 @@ def test_two_namespaces_do_not_hear_each_other(processes, peer, small_model):
 
 def test_life_cycle_over_services(processes, peer, small_model):
     """What `ros2 lifecycle set` does, and the state it reports."""
-    processes.node("predictor", "-p", f"model:={small_model}", "-p", "autostart:=false")
+    defaults = Path(__file__).parents[1] / "config" / "predictor.yaml"
+    processes.node("predictor", "--params-file", str(defaults), "-p", f"model:={small_model}", "-p", "autostart:=false")
     change = peer.node.create_client(ChangeState, "/predictor/change_state")
     state = peer.node.create_client(GetState, "/predictor/get_state")
     wait_until(change.service_is_ready, "the services", 60.0)
