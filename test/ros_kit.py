@@ -88,7 +88,7 @@ class Processes:
         )
 
     def close(self) -> None:
-        """End what still runs, politely first: a killed process leaves its shared memory behind. Prints every output."""
+        """End what still runs, politely first: a killed process leaves its shared memory behind."""
         for process in self._all:
             if process.running:
                 process.send(signal.SIGINT)
