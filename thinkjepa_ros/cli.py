@@ -211,6 +211,19 @@ def bench_transport(context: typer.Context) -> None:
     )
 
 
+@bench.command("jepa")
+def bench_jepa(
+    model: Model = MINI,
+    device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
+    threads: Threads = 1,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure each part.")] = 3.0,
+) -> None:
+    """The model alone: what a frame and a forecast cost."""
+    from .jepa.bench import bench as run
+
+    run(model, device, threads, seconds)
+
+
 @bench.command("graph")
 def bench_graph(
     bag: Annotated[Path | None, typer.Option(help="Recording to play. Default: the shipped one.")] = None,

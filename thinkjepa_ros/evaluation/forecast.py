@@ -256,18 +256,20 @@ def evaluate(
 
     from .. import checkpoints
     from ..jepa import model as jepa_model
-    from ..thinker.qwen import Thinker
     from ..train.clips import load_folder
-    from ..train.mini import thinker_over
 
     manifest = checkpoints.read_manifest(model, jepa_model.KIND)
-    forecaster = Forecaster.load(model)
     if "mean_pose" not in manifest.training:
         raise checkpoints.CheckpointError(
             f"{model}: its training record holds no mean pose; only models of `thinkjepa train` are scored here."
         )
-    thoughts = thinker_over(Thinker.load(thinker), 1) if thinker else None
-    origins = collect(forecaster, load_folder(data, limit), thoughts)
+    forecaster, episodes, thoughts = Forecaster.load(model), load_folder(data, limit), None
+    if thinker:
+        from ..thinker.qwen import Thinker
+        from ..train.mini import thinker_over
+
+        thoughts = thinker_over(Thinker.load(thinker), 1)
+    origins = collect(forecaster, episodes, thoughts)
     result = report(origins, np.array(manifest.training["mean_pose"]), forecaster.joint_names)
     show(result)
     if out:
