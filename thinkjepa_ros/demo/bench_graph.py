@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from thinkjepa_ros.demo.report import account
-from thinkjepa_ros.demo.run import DemoError, Graph, environment, free_domain, open_source, stop_signals
+from thinkjepa_ros.demo.run import DemoError, Graph, environment, free_domain, open_source, prepare, stop_signals
 from thinkjepa_ros.demo.supervisor import BACK_OFF_S, Supervisor
 from thinkjepa_ros.evaluation.runs import Run, RunError, plain
 
@@ -53,8 +53,7 @@ def bench_graph(
     console = console or Console()
     try:
         source = open_source(bag)
-        out = out.resolve()
-        out.mkdir(parents=True, exist_ok=True)
+        out = prepare(out)
         console.print(f"{source.title}; {os.cpu_count()} cores, {platform.processor() or platform.machine()}")
         killed_ns = _play(source, out, model, device, seconds, console)
         run = Run.load(out)

@@ -72,6 +72,16 @@ def open_source(bag: Path | None, image_topic: str = "") -> Source:
     return Source(bag.resolve(), camera.name, camera.type == COMPRESSED, title, poses)
 
 
+def prepare(out: Path) -> Path:
+    """The folder for a run, empty of what an earlier one left in it. Raises OSError."""
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    logs = [f"logs/{name}.log" for name in ("player", "predictor", "thinker", "evaluator")]
+    for stale in ("run.npz", "run.json", "report.txt", "report.json", "forecast.png", "forecast.mp4", *logs):
+        (out / stale).unlink(missing_ok=True)
+    return out
+
+
 def free_domain() -> int:
     """A ROS domain in which nobody on this machine is: its first participant's port is free."""
     for domain in random.sample(range(1, 100), 99):
@@ -118,6 +128,7 @@ class Graph:
         out: Path,
         *,
         model: str = "mini",
+        thinker_model: str = "mini",
         device: str = "cpu",
         thinker: bool = True,
         loop: bool = False,
@@ -129,7 +140,7 @@ class Graph:
         nodes = ["predictor", *(["thinker"] if thinker else [])]
         parameters: dict[str, dict[str, Any]] = {
             "predictor": {"model": model, "device": device, "image_transport": transport},
-            "thinker": {"device": device, "image_transport": transport},
+            "thinker": {"model": thinker_model, "device": device, "image_transport": transport},
         }
         self._add("evaluator", out=str(out), image_transport=transport, live=True)
         for name in nodes:
@@ -222,25 +233,20 @@ def demo(
     loop: bool = False,
     record_video: bool = True,
     image_topic: str = "",
+    thinker_model: str = "mini",
     console: Console | None = None,
 ) -> int:
     """Play `bag` (default: the one shipped) through the nodes and report; returns the exit status.
 
-    out: folder for logs, numbers and pictures. seconds: stop so long after the first image (default: at the end of the
-    recording; with `loop` at Ctrl-C). 0: there were forecasts; 1: not, and it was said why.
+    out: folder for logs, numbers and pictures. model, thinker_model: "mini" (the shipped ones) or checkpoint folders.
+    seconds: stop so long after the first image (default: at the end of the recording; with `loop` at Ctrl-C).
+    0: there were forecasts; 1: not, and it was said why.
     """
     console = console or Console()
     try:
         source = open_source(bag, image_topic)
         domain = free_domain()
-        out = out.resolve()
-        out.mkdir(parents=True, exist_ok=True)
-        for stale in (
-            "run.npz",
-            "run.json",
-            *(f"logs/{name}.log" for name in ("player", "predictor", "thinker", "evaluator")),
-        ):
-            (out / stale).unlink(missing_ok=True)
+        out = prepare(out)
     except (DemoError, OSError) as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
@@ -251,8 +257,17 @@ def demo(
         Supervisor(environment(out, domain), view.event) as supervisor,
     ):
         graph = Graph(
-            supervisor, source, out, model=model, device=device, thinker=thinker, loop=loop, on_tell=view.update
+            supervisor,
+            source,
+            out,
+            model=model,
+            thinker_model=thinker_model,
+            device=device,
+            thinker=thinker,
+            loop=loop,
+            on_tell=view.update,
         )
+        view.event(f"to look in with ROS tools: ROS_DOMAIN_ID={domain} ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST")
         began: float | None = None
         while not asked.wait(0.1):
             supervisor.look_after()
