@@ -273,7 +273,6 @@ def evaluate(
     result = report(origins, np.array(manifest.training["mean_pose"]), forecaster.joint_names)
     show(result)
     if out:
-        checkpoints.write_atomically(
-            out, (json.dumps({"model": manifest.model_id, **result.as_dict()}, indent=1) + "\n").encode()
-        )
+        source = {"model": manifest.model_id, "weights_sha256": manifest.sha256[checkpoints.WEIGHTS], "data": data.name}
+        checkpoints.write_atomically(out, (json.dumps({**source, **result.as_dict()}, indent=1) + "\n").encode())
     return result
