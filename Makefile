@@ -32,8 +32,8 @@ help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## set up .venv and build the messages (all others do this by themselves)
-	@test -n "$(PYTHON)" || { echo "thinkjepa_ros needs Python 3.11 to 3.14, and none is on the PATH. On Debian and Ubuntu:" \
-		"sudo apt-get install python3 python3-venv python3-dev"; exit 1; }
+	@command -v "$(PYTHON)" > /dev/null || { echo "thinkjepa_ros needs Python 3.11 to 3.14, and" \
+		"$(if $(PYTHON),$(PYTHON) is not on the PATH,none is on the PATH). On Debian and Ubuntu: sudo apt-get install python3 python3-venv python3-dev"; exit 1; }
 	@$(PYTHON) scripts/bootstrap.py
 
 demo: build ## play a camera recording through thinker and predictor (BAG=path: your own)

@@ -30,7 +30,7 @@ STAMPS = VENV / "thinkjepa_stamps.json"
 PYTHONS = ((3, 11), (3, 14))
 REQUIREMENTS = ("ros-run", "ros-build", "runtime", "sim", "dev")
 #: Download and disk space (with pip's cache of the downloads) in GB.
-SIZES = {"cpu": (0.5, 3.0), "cuda": (3.0, 11.0)}
+SIZES = {"cpu": (0.5, 3.0), "cuda": (3.0, 9.0)}
 GL_PACKAGES = "libegl1 libgl1-mesa-dri"
 
 
