@@ -29,7 +29,7 @@ from std_msgs.msg import Header, String  # noqa: E402
 
 from thinkjepa_ros.bridge.messages import stamp_ns  # noqa: E402
 from thinkjepa_ros.bridge.stamps import Restamper, read_stamp, write_stamp  # noqa: E402
-from thinkjepa_ros.msg import Forecast  # noqa: E402
+from thinkjepa_ros.msg import Forecast, NodeStatus  # noqa: E402
 
 
 def play(processes, bag, **parameters):
@@ -130,29 +130,43 @@ def test_choice_of_topics_offset_and_names(processes, peer, tmp_path):
 
 
 def test_lock_step_replays_are_equal_to_the_last_bit(processes, peer, tmp_path, small_model):
-    """A slow predictor and a fast camera: without lock step images would be superseded, and differently each time."""
+    """Round after round and run after run: without lock step images would be superseded, differently each time."""
     bag = camera_bag(tmp_path / "bag", 40, extra=False)
+    per_round = 40 - 20  # 8 frames at 10 Hz (within half a step) fill the window at 0.67 s, then all are answered
     forecasts = peer.collect(Forecast, "predictor/forecast")
     processes.node("predictor", "-p", f"model:={small_model}", "-p", "max_rate_hz:=240.0")
-    runs = []
-    for _ in range(2):
-        forecasts.clear()
-        player = play(
-            processes,
-            bag,
-            clock="bag",
-            lockstep="true",
-            rate=20.0,
-            image_reliability="reliable",
-            wait_for_subscribers=1,
-        )
-        assert ended(player, 60.0) == 0, player.output
-        assert "0 of 40 images went unanswered" in player.output
-        # 8 frames at 10 Hz fill the window after 0.7 s, from there on every image is answered
-        wait_until(lambda: len(forecasts) >= 40 - 21, lambda: f"all forecasts, {len(forecasts)} came")
-        runs.append([(stamp_ns(f.header.stamp), joint_array(f).tobytes()) for f in forecasts])
-    assert runs[0] == runs[1]
-    assert len({positions for _, positions in runs[0]}) == len(runs[0])
+    in_step = {
+        "clock": "bag", "lockstep": "true", "rate": 20.0, "image_reliability": "reliable", "wait_for_subscribers": 1,
+    }  # fmt: skip
+    alone = play(processes, bag, **in_step)
+    assert ended(alone, 60.0) == 0, alone.output
+    assert "0 of 40 images went unanswered" in alone.output
+    wait_until(lambda: len(forecasts) >= per_round, lambda: f"all forecasts, {len(forecasts)} came")
+    once = [(stamp_ns(f.header.stamp), joint_array(f).tobytes()) for f in forecasts]
+    assert len({positions for _, positions in once}) == len(once) == per_round
+
+    forecasts.clear()
+    looping = play(processes, bag, loop="true", **in_step)
+    wait_until(lambda: len(forecasts) >= 2 * per_round, lambda: f"two rounds; {len(forecasts)} came", 60.0)
+    assert looping.end(signal.SIGINT)[0] == 0, looping.output
+    rounds = [(stamp_ns(f.header.stamp), joint_array(f).tobytes()) for f in forecasts[: 2 * per_round]]
+    assert rounds == once + once
+
+
+def test_lock_step_goes_on_when_images_are_refused(processes, peer, tmp_path, small_model):
+    """A refused image is an answer too, told by the status: no timeout is waited for."""
+    statuses = peer.collect(NodeStatus, "predictor/status", LATCHED)
+    processes.node("predictor", "-p", f"model:={small_model}")
+    messages = [("/head/image_raw", BEGIN_NS + k * NS // 30, bag_kit.image(k, 7 * NS)) for k in range(4)]
+    bag = bag_kit.write(tmp_path / "bag", messages)  # four times the same stamp
+    player = play(
+        processes, bag, clock="bag", lockstep="true", lockstep_timeout_s=60.0, image_reliability="reliable",
+        wait_for_subscribers=1,
+    )  # fmt: skip
+    assert ended(player, 50.0) == 0, player.output
+    assert "0 of 4 images went unanswered" in player.output
+    wait_until(lambda: statuses[-1].received == 4, "the accounts")
+    assert list(statuses[-1].reasons) == ["duplicate"] and list(statuses[-1].reason_counts) == [3]
 
 
 # ---- broken recordings

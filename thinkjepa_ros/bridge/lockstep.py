@@ -33,8 +33,13 @@ class Answers:
         with self._changed:
             self._done = status.used + status.superseded + status.refused
             if self._before < 0:
-                self._before = self._done
+                self._before = status.received  # with those still pending, which will be done too
             self._changed.notify_all()
+
+    def ready(self, timeout_s: float) -> bool:
+        """Wait for the predictor's first status, from which its accounts are counted; False after `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._before >= 0, timeout_s)
 
     def wait(self, stamp_ns: int, sent: int, timeout_s: float) -> bool:
         """Wait until the image of `stamp_ns`, the `sent`-th one published, is answered; False after `timeout_s`."""

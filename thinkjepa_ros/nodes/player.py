@@ -117,6 +117,8 @@ class Player(Node):
     def play(self) -> None:
         """Play to the end (none with loop:=true) or until `stop`. Raises RecordingError where the file breaks."""
         self._await_subscribers()
+        if self._answers is not None and not self._answers.ready(self.get("lockstep_timeout_s")):
+            self.get_logger().warning(f"no status of the node {self.get('predictor')}; is it running?")
         began = time.monotonic()
         schedule = self._schedule.starting(began, time.time_ns())
         count, rounds = 0, 0
