@@ -157,17 +157,19 @@ class _Canvas:
         pixels = self.project(points)
         steps = len(points)
         ink, halo = np.zeros((2, self.height, self.width), np.uint8)
+        known = np.isfinite(pixels).all(-1)
+        fixed = np.round(np.nan_to_num(pixels) * (1 << _SHIFT)).astype(np.int32)
         for k in range(steps - 1, 0, -1):  # from the far end, so that what is near in time lies on top
             alpha = 255 * (1.0 - 0.8 * (k / steps))
-            for a, b in zip(pixels[k - 1], pixels[k], strict=True):
-                if np.isfinite(a).all() and np.isfinite(b).all():
-                    _line(halo, a, b, 0.5 * alpha, thickness * 2)
-                    _line(ink, a, b, alpha, thickness)
+            joints = np.flatnonzero(known[k - 1] & known[k])
+            segments = list(np.stack([fixed[k - 1, joints], fixed[k, joints]], 1))
+            for canvas, value, wide in ((halo, 0.5 * alpha, thickness * 2), (ink, alpha, thickness)):
+                cv2.polylines(canvas, segments, False, value, max(1, round(wide)), cv2.LINE_AA, _SHIFT)
         for joint in range(points.shape[1]):
-            known = np.flatnonzero(np.isfinite(pixels[:, joint]).all(-1))
-            if len(known) > 1:
-                _dot(halo, pixels[known[-1], joint], 130, thickness * 2.0)
-                _dot(ink, pixels[known[-1], joint], 235, thickness * 1.5)
+            at = np.flatnonzero(known[:, joint])
+            if len(at) > 1:
+                _dot(halo, pixels[at[-1], joint], 130, thickness * 2.0)
+                _dot(ink, pixels[at[-1], joint], 235, thickness * 1.5)
         self._blend(halo, SHADE)
         self._blend(ink, colour)
 
@@ -208,9 +210,7 @@ class _Canvas:
             x = self.margin
             for words, colour in row:
                 middle = y + pitch / 2
-                ink = np.zeros((self.height, self.width), np.uint8)
-                _line(ink, (x, middle), (x + swatch, middle), 255, max(2.0, self.line * 1.2))
-                self._blend(ink, colour)
+                _line(self.rgb, (x, middle), (x + swatch, middle), colour, max(2.0, self.line * 1.2))
                 x += swatch + self.font // 2
                 x += self._write(words, x, y, NOW) + gap
             y += pitch
@@ -225,10 +225,9 @@ class _Canvas:
         pad = max(3, size // 2)
         tall = round(size * 1.6)
         left = max(0, self.width - self.margin - mask.shape[1] - 2 * pad)
-        ink = np.zeros((self.height, self.width), np.uint8)
         radius, right = tall / 2, left + mask.shape[1] + 2 * pad
-        _line(ink, (left + radius, top + radius), (max(left + radius, right - radius), top + radius), 235, tall)
-        self._blend(ink, colour)
+        middle = top + radius
+        _line(self.rgb, (left + radius, middle), (max(left + radius, right - radius), middle), colour, tall)
         self._write(words, left + pad, top + (tall - round(size * 1.35)) // 2, SHADE if colour != ALARM else NOW)
         return top + tall + self.margin // 2
 
@@ -242,19 +241,20 @@ class _Canvas:
 
     def _blend(self, ink: np.ndarray, colour: tuple[int, int, int]) -> None:
         """Lay `colour` over the image where there is ink (uint8 [H, W], 255 = opaque)."""
-        x, y, w, h = cv2.boundingRect(ink)
-        if w and h:
-            part = self.rgb[y : y + h, x : x + w]
-            alpha = ink[y : y + h, x : x + w, None].astype(np.uint16)
-            part[:] = ((part * (255 - alpha) + np.array(colour, np.uint16) * alpha) // 255).astype(np.uint8)
+        inked = np.flatnonzero(ink)
+        pixels = self.rgb.reshape(-1, 3)  # a view: the image is contiguous
+        alpha = ink.reshape(-1)[inked, None].astype(np.uint16)
+        pixels[inked] = (pixels[inked] * (255 - alpha) + np.array(colour, np.uint16) * alpha) // 255
 
 
 def _at(point: Sequence[float] | np.ndarray) -> tuple[int, int]:
     return round(float(point[0]) * (1 << _SHIFT)), round(float(point[1]) * (1 << _SHIFT))
 
 
-def _line(ink: np.ndarray, a: Sequence[float], b: Sequence[float], value: float, thickness: float) -> None:
-    cv2.line(ink, _at(a), _at(b), float(value), max(1, round(thickness)), cv2.LINE_AA, _SHIFT)
+def _line(
+    image: np.ndarray, a: Sequence[float], b: Sequence[float], value: float | tuple[int, int, int], thickness: float
+) -> None:
+    cv2.line(image, _at(a), _at(b), value, max(1, round(thickness)), cv2.LINE_AA, _SHIFT)
 
 
 def _dot(ink: np.ndarray, centre: np.ndarray, value: float, radius: float) -> None:
