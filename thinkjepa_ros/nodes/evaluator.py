@@ -36,6 +36,8 @@ from thinkjepa_ros.msg import Forecast, Guidance, NodeStatus
 #: Live rates and latencies are over the last seconds.
 LIVE_S = 5.0
 MAX_THOUGHTS = 2000
+#: Rates and latencies of a long run are those of at least this many newest forecasts (nine hours at 30 Hz).
+MAX_ARRIVALS = 1_000_000
 
 
 class Evaluator(Node):
@@ -50,7 +52,7 @@ class Evaluator(Node):
         self._began = time.monotonic()
         self._first_forecast: float | None = None
         self._arrivals: list[tuple[float, float]] = []  # monotonic receipt, latency
-        self._images = 0
+        self._images = self._count = 0
 
         compressed = self.get("image_transport") == "compressed"
         image_type = CompressedImage if compressed else Image
@@ -123,7 +125,10 @@ class Evaluator(Node):
             self.refused += 1
             self.get_logger().error(f"refused a forecast: {error}")
             return
+        self._count += 1
         self._arrivals.append((now, (now_ns - forecast.stamp_ns) * 1e-9))
+        if len(self._arrivals) > 2 * MAX_ARRIVALS:
+            del self._arrivals[:MAX_ARRIVALS]
         if self._first_forecast is None:
             self._first_forecast = now
         if self._recording:
@@ -137,7 +142,7 @@ class Evaluator(Node):
         told: dict[str, Any] = {
             "t": round(now - self._began, 2),
             "images": self._images,
-            "forecasts": len(self._arrivals),
+            "forecasts": self._count,
             "rate_hz": len(recent) / min(LIVE_S, max(now - (self._first_forecast or now), 0.2)),
             "latency_s": _quantiles(recent),
             "statuses": self.statuses,
