@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from thinkjepa_ros.demo.report import account
-from thinkjepa_ros.demo.run import DemoError, Graph, environment, free_domain, open_source, prepare, stop_signals
+from thinkjepa_ros.demo.run import DemoError, Graph, environment, open_source, prepare, stop_signals
 from thinkjepa_ros.demo.supervisor import BACK_OFF_S, Supervisor
 from thinkjepa_ros.evaluation.runs import Run, RunError, plain
+from thinkjepa_ros.transport import free_domain
 
 #: What two cores are to reach with a 640 x 480 camera at 30 Hz.
 RATE_HZ, P50_S, P99_S = 15.0, 0.060, 0.150

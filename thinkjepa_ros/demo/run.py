@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +21,7 @@ from thinkjepa_ros.demo.report import Report, make_report
 from thinkjepa_ros.demo.supervisor import Child, Supervisor
 from thinkjepa_ros.demo.table import LiveView
 from thinkjepa_ros.evaluation.runs import Run, RunError
-from thinkjepa_ros.transport import child_environment
+from thinkjepa_ros.transport import child_environment, free_domain
 from thinkjepa_ros.values import Camera
 
 TRUTH, POSES = "/truth/joints", "geometry_msgs/msg/PoseArray"
@@ -80,18 +78,6 @@ def prepare(out: Path) -> Path:
     for stale in ("run.npz", "run.json", "report.txt", "report.json", "forecast.png", "forecast.mp4", *logs):
         (out / stale).unlink(missing_ok=True)
     return out
-
-
-def free_domain() -> int:
-    """A ROS domain in which nobody on this machine is: its first participant's port is free."""
-    for domain in random.sample(range(1, 100), 99):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.bind(("", 7400 + 250 * domain + 10))
-            except OSError:
-                continue
-            return domain
-    raise DemoError("every ROS domain from 1 to 99 is in use on this machine; end some of the nodes that run here")
 
 
 def environment(out: Path, domain: int, base: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -247,7 +233,7 @@ def demo(
         source = open_source(bag, image_topic)
         domain = free_domain()
         out = prepare(out)
-    except (DemoError, OSError) as error:
+    except (RuntimeError, OSError) as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     trouble = ""
