@@ -321,6 +321,29 @@ def test_silent_camera_is_stale_within_its_time_and_recovers(peer, host):
     wait_until(lambda: camera.status.state == NodeStatus.RUNNING, "RUNNING again")
 
 
+def test_an_overloaded_worker_keeps_to_windows_it_knows(camera, monkeypatch):
+    """Three images per grid step, a model too slow for them: it must not encode a whole window per forecast."""
+    forecaster, observed = camera.node._forecaster, []
+    observe = forecaster.observe
+
+    def slow(stamp, *args):
+        time.sleep(0.06)
+        observed.append(stamp)
+        return observe(stamp, *args)
+
+    monkeypatch.setattr(forecaster, "observe", slow)
+    began = time.monotonic()
+    for k in range(150):
+        camera.send(START + k * NS // 30, k)
+        wait_until(lambda k=k: time.monotonic() > began + k / 30, "the camera's time")
+    wait_until(lambda: camera.idle, "all images settled")
+    used = camera.status.used
+    assert 10 <= used < 120 and len(observed) < 3 * used, f"{len(observed)} images encoded for {used} turns"
+    late = camera.forecasts[len(camera.forecasts) // 2 :]
+    steps = {stamp_ns(b.header.stamp) - stamp_ns(a.header.stamp) for a, b in pairwise(late)}
+    assert all(step > 0 for step in steps), "forecasts never go back in time"
+
+
 def test_without_a_publisher_it_says_so(peer, host):
     node = host()
     statuses = peer.collect(NodeStatus, "/predictor/status", LATCHED)

@@ -20,7 +20,10 @@ _LATENCIES = 300
 
 
 class Fate(Enum):
-    """Where a received image ends. Only a superseded one can move on: a window that needs it may find it broken."""
+    """Where a received image ends. Only a superseded one can move on.
+
+    A window that needs it may find it broken, and an overloaded worker may come back to it.
+    """
 
     PENDING = "pending"
     USED = "used"
@@ -33,6 +36,7 @@ _ALLOWED = {
     (Fate.PENDING, Fate.SUPERSEDED),
     (Fate.PENDING, Fate.REFUSED),
     (Fate.SUPERSEDED, Fate.REFUSED),
+    (Fate.SUPERSEDED, Fate.USED),
 }
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _SLACK_NS = 1_000_000_000
 #: Bound of the ring for cameras far faster than the model's grid needs.
 _MAX_FRAMES = 128
+#: So many images of a window may be new to the model before another window is preferred. A camera with three images per
+#: grid step costs one new image per forecast while every image is used, and two while every second one is.
+_AFFORDABLE = 2
 
 
 class BrokenImage(ValueError):
@@ -39,6 +42,7 @@ class FrameWindow:
         self._forecaster, self._ledger, self._refused = forecaster, ledger, refused
         self._ring: FrameRing[Entry] = FrameRing(forecaster.context * forecaster.step_ns + _SLACK_NS, _MAX_FRAMES)
         self._epoch = -1
+        self._last_ns = -1  # end of the last window
         self._camera: Camera | None = None
 
     def add(self, entry: Entry) -> None:
@@ -54,6 +58,33 @@ class FrameWindow:
         newest = self._ring.newest
         entry = None if newest is None else self._ring.get(newest)
         return None if entry is None else entry.frame_id
+
+    def affordable(self, newest: Entry) -> Entry:
+        """The image to forecast from: `newest`, or on an overloaded machine one less than a grid step older.
+
+        A worker that falls behind meets windows of which the model has seen nothing, and encoding all of it makes it
+        fall behind further. One on the same phase of the grid as the last one used shares its window but for the end.
+        """
+        cost = None if newest.epoch != self._epoch else self._cost(newest)
+        if cost is None or cost <= _AFFORDABLE:
+            return newest
+        best, least = newest, cost
+        for stamp, entry in self._ring.items(newest.stamp_ns - self._forecaster.step_ns + 1):
+            if stamp <= self._last_ns or entry.fate is not Fate.SUPERSEDED:
+                continue
+            cost = self._cost(entry)
+            if cost is not None and (cost < least or (cost == least and best is not newest)):  # the newest of the cheap
+                best, least = entry, cost
+        return best
+
+    def _cost(self, entry: Entry) -> int | None:
+        """How many images of the window that ends at `entry` are new to the model; None while the window has a gap."""
+        window = self._grid(entry)
+        return None if isinstance(window, Gap) else sum(not self._forecaster.knows(stamp) for stamp, _ in window)
+
+    def _grid(self, entry: Entry) -> list[tuple[int, Entry]] | Gap:
+        step_ns = self._forecaster.step_ns
+        return self._ring.window(entry.stamp_ns, self._forecaster.context, step_ns, step_ns // 2)
 
     def discard(self, entry: Entry) -> None:
         """This image serves no window, now or later."""
@@ -75,9 +106,9 @@ class FrameWindow:
             self._forecaster.forget()
             self._camera = intrinsics
         self._observe(newest, rgb)
-        grid = self._forecaster.step_ns
+        self._last_ns = newest.stamp_ns
         while True:
-            window = self._ring.window(newest.stamp_ns, self._forecaster.context, grid, grid // 2)
+            window = self._grid(newest)
             if isinstance(window, Gap):
                 return window
             unknown = [entry for stamp, entry in window if not self._forecaster.knows(stamp)]

@@ -170,15 +170,19 @@ class PredictorNode(CameraNode):
             if time.monotonic() - entry.arrived > self.parameters["input_timeout_s"]:
                 self._refuse(entry, "stale", "an image waited longer than input_timeout_s for its turn")
                 continue
+            assert self._window is not None
+            chosen = self._window.affordable(entry)
+            if chosen is not entry:
+                self.ledger.settle(entry, Fate.SUPERSEDED)
             try:
                 with self.worker.busy():
-                    self._turn(entry)
+                    self._turn(chosen)
             except BrokenImage as error:
-                self._refuse(entry, "bad_image", f"image refused: {error}")
+                self._refuse(chosen, "bad_image", f"image refused: {error}")
                 self.get_logger().warning(f"image refused: {error}", throttle_duration_sec=1.0)
             except Exception as error:  # out of memory, a driver, values that are not finite: the next image may work
-                if entry.fate is Fate.PENDING:
-                    self.ledger.settle(entry, Fate.REFUSED, "model_error")
+                if chosen.fate is not Fate.USED:
+                    self.ledger.settle(chosen, Fate.REFUSED, "model_error")
                 if not self.pacer.closed:
                     self.trouble(f"no forecast: {type(error).__name__}: {error}")
 
@@ -193,7 +197,7 @@ class PredictorNode(CameraNode):
         assert self._window is not None
         stamps = self._window.end_at(entry, self._camera)
         if entry.epoch != self.input.epoch:  # the clock jumped meanwhile
-            self.ledger.settle(entry, Fate.SUPERSEDED)
+            self.ledger.settle_pending([entry], Fate.SUPERSEDED)
         elif isinstance(stamps, Gap):
             self.warming = stamps.reason
             self.ledger.settle(entry, Fate.USED)
@@ -217,7 +221,7 @@ class PredictorNode(CameraNode):
         age_s = float("nan") if guidance is None else (entry.stamp_ns - guidance.stamp_ns) * 1e-9
         forecast = self._forecaster.forecast(stamps, guidance, weight, self._anchor_for(entry.stamp_ns), age_s)
         if self.pacer.closed or entry.epoch != self.input.epoch:
-            self.ledger.settle(entry, Fate.SUPERSEDED)  # the result belongs to a life that is over
+            self.ledger.settle_pending([entry], Fate.SUPERSEDED)  # the result belongs to a life that is over
             return
         self._publish(entry, forecast, guidance)
         self._guidance_age_s = forecast.guidance_age_s
