@@ -61,6 +61,11 @@ EVALUATOR = (
     Parameter(
         "record_s", 120.0, "Forecasts, truth and pictures are kept for so long; rates and latencies always.", (1, 3600)
     ),
-    Parameter("picture_rate_hz", 15.0, "At most this many images per second are kept for pictures.", (0.1, 60)),
+    Parameter(
+        "picture_rate_hz",
+        15.0,
+        "At most this many images per second are kept for pictures. 0: none, and no image is received.",
+        (0, 60),
+    ),
     Parameter("live", False, "Write one line of JSON per second to the standard output."),
 )

@@ -76,7 +76,7 @@ def bench_graph(
 def _play(source: Any, out: Path, model: str, device: str, seconds: float, console: Console) -> int:
     """Run the graph; returns when the thinker was killed, ns."""
     with stop_signals() as asked, Supervisor(environment(out, free_domain()), console.print) as supervisor:
-        graph = Graph(supervisor, source, out, model=model, device=device, loop=True)
+        graph = Graph(supervisor, source, out, model=model, device=device, loop=True, pictures=False)
 
         def wait(condition: Any, timeout_s: float, what: str) -> None:
             deadline = time.monotonic() + timeout_s

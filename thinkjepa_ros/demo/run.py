@@ -27,7 +27,7 @@ from thinkjepa_ros.values import Camera
 TRUTH, POSES = "/truth/joints", "geometry_msgs/msg/PoseArray"
 NODES = "thinkjepa_ros.nodes."
 #: The fast path comes first: on a small machine a thought, or a thinker being loaded, must not delay a forecast.
-NICE = {"thinker": 10, "evaluator": 5}
+NICE = {"thinker": 5, "evaluator": 2}
 ERROR = 8  # NodeStatus.ERROR; this module knows no messages
 #: Loading a model may take this long before playing begins anyway.
 START_S = 120.0
@@ -104,7 +104,7 @@ def ros_arguments(remap: Mapping[str, str] | None = None, **parameters: Any) -> 
 class Graph:
     """Player, thinker, predictor and evaluator around one recording; everything they say lies in `out`/logs.
 
-    told: the newest line of the evaluator, empty until there is one.
+    told: the newest line of the evaluator, empty until there is one. pictures: whether images are kept.
     """
 
     def __init__(
@@ -118,6 +118,7 @@ class Graph:
         device: str = "cpu",
         thinker: bool = True,
         loop: bool = False,
+        pictures: bool = True,
         on_tell: Any = lambda told: None,
     ) -> None:
         self.told: dict[str, Any] = {}
@@ -128,7 +129,8 @@ class Graph:
             "predictor": {"model": model, "device": device, "image_transport": transport},
             "thinker": {"model": thinker_model, "device": device, "image_transport": transport},
         }
-        self._add("evaluator", out=str(out), image_transport=transport, live=True)
+        rate_hz = 15.0 if pictures else 0.0
+        self._add("evaluator", out=str(out), image_transport=transport, live=True, picture_rate_hz=rate_hz)
         for name in nodes:
             self._add(name, **parameters[name])
         self._add(
@@ -137,7 +139,7 @@ class Graph:
             bag=str(source.bag),
             image_topic=source.topic,
             loop=loop,
-            wait_for_subscribers=len(nodes) + 1,
+            wait_for_subscribers=len(nodes) + pictures,
             wait_timeout_s=START_S,
         )
 
@@ -181,7 +183,8 @@ class Graph:
 
     @property
     def playing(self) -> bool:
-        return bool(self.told.get("images"))
+        """The predictor has received an image."""
+        return bool(self.told.get("statuses", {}).get("predictor", {}).get("received"))
 
     def finish(self) -> None:
         """Stop everything in order: first the source, last the nodes, so that the evaluator sees the final counters."""

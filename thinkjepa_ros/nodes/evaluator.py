@@ -59,7 +59,8 @@ class Evaluator(Node):
         self._recorder = Recorder(image_type, self.get("picture_rate_hz"))
         predictor, thinker = self.get("predictor"), self.get("thinker")
         name = "image/compressed" if compressed else "image"
-        self.create_subscription(image_type, name, self._on_image, IMAGES, raw=True)
+        if self.get("picture_rate_hz") > 0:
+            self.create_subscription(image_type, name, self._on_image, IMAGES, raw=True)
         self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, IMAGES)
         self.create_subscription(Forecast, f"{predictor}/forecast", self._on_forecast, 30)
         self.create_subscription(Guidance, f"{thinker}/guidance", self._on_guidance, LATCHED)
