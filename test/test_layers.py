@@ -12,7 +12,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 #: A folder (or module of the root) may import those of a lower number, and its peers as long as no circle arises.
 LAYERS = [
-    ["values", "checkpoints", "version", "transport"],
+    ["values", "checkpoints", "version", "transport", "resources"],
     ["jepa", "thinker", "stream"],
     ["control", "evaluation", "train", "data"],
     ["bridge"],

@@ -201,14 +201,21 @@ def evaluate_forecast(
     run(model, data, thinker=thinker, limit=limit, out=out)
 
 
-@bench.command("transport", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bench_transport(context: typer.Context) -> None:
-    """Images from process to process: frames delivered and latency, with and without the transport profile."""
-    raise SystemExit(
-        subprocess.run(
-            [sys.executable, "-m", "thinkjepa_ros.nodes.bench_transport", *context.args], check=False
-        ).returncode
-    )
+@bench.command("transport")
+def bench_transport(
+    seconds: Annotated[float, typer.Option(min=0.5, help="Length of each of the runs.")] = 4.0,
+    rate: Annotated[float, typer.Option(min=1.0, help="Images per second.")] = 30.0,
+    size: Annotated[
+        list[str] | None, typer.Option(help="Image size such as 640x480; may be repeated. Default: three sizes.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+) -> None:
+    """Raw images from process to process: frames delivered and latency, with and without the transport profile."""
+    arguments = ["--seconds", str(seconds), "--rate", str(rate)]
+    arguments += ["--size", *size] if size else []
+    arguments += ["--out", str(out)] if out else []
+    command = [sys.executable, "-m", "thinkjepa_ros.nodes.bench_transport", *arguments]
+    raise SystemExit(subprocess.run(command, check=False).returncode)
 
 
 @bench.command("jepa")

@@ -12,6 +12,8 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from thinkjepa_ros import resources
+
 #: The name that Kilted and later read, and the older one, which Humble and Jazzy read and Kilted warns about.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 _OLDER = ("humble", "iron", "jazzy")
@@ -31,19 +33,8 @@ _FASTDDS = ("rmw_fastrtps_cpp", "rmw_fastrtps_dynamic_cpp")
 
 
 def profile_path() -> Path:
-    """config/fastdds.xml, in the source tree or in the package's share folder.
-
-    Raises FileNotFoundError where it is in neither.
-    """
-    prefixes = [Path(prefix) for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if prefix]
-    roots = [Path(__file__).resolve().parents[1], *(prefix / "share" / "thinkjepa_ros" for prefix in prefixes)]
-    for root in roots:
-        if (root / "config" / "fastdds.xml").is_file():
-            return root / "config" / "fastdds.xml"
-    searched = ", ".join(str(root) for root in roots)
-    raise FileNotFoundError(
-        f"config/fastdds.xml of thinkjepa_ros is in none of {searched}: source the workspace that holds the package"
-    )
+    """config/fastdds.xml. Raises FileNotFoundError where it is neither in the source tree nor installed."""
+    return resources.find("config/fastdds.xml")
 
 
 def transport_environment(base: Mapping[str, str]) -> dict[str, str]:

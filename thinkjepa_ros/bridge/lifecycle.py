@@ -7,6 +7,7 @@ it reads, the change_state service waits in a coroutine and everything else answ
 
 from __future__ import annotations
 
+import abc
 import gc
 import os
 import signal
@@ -47,7 +48,7 @@ _TRANSITIONS = {
 }
 
 
-class LoadingNode(LifecycleNodeMixin, Node):
+class LoadingNode(LifecycleNodeMixin, Node, abc.ABC):
     """Base of our nodes: transitions that answer, exceptions that are reported.
 
     A subclass says what each transition does: `load` (loader thread), `adopt`, `start`, `stop`, `release` (executor
@@ -65,25 +66,25 @@ class LoadingNode(LifecycleNodeMixin, Node):
         self._loaded: tuple[Any, Exception | None] | None = None
         self.failure = ""
 
+    @abc.abstractmethod
     def load(self) -> Any:
         """Read, verify and warm up the model, in a thread of its own. Raises exceptions that say what to do."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def adopt(self, model: Any) -> None:
         """Take over what `load` returned."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def start(self) -> None:
         """Subscribe and start the worker."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def stop(self) -> None:
         """Unsubscribe and end the worker; must do no harm when nothing was started."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def release(self) -> None:
         """Free the model."""
-        raise NotImplementedError
 
     def changed(self) -> None:
         """A transition was made or an error happened: tell the world."""

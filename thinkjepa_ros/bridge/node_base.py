@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -71,29 +72,29 @@ class CameraNode(LoadingNode):
     # ---- for subclasses
 
     @property
+    @abc.abstractmethod
     def period_s(self) -> float:
         """Shortest time between two turns of the worker."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def hang_s(self) -> float:
         """A model call longer than this is HUNG."""
-        raise NotImplementedError
 
     def prepare(self) -> None:
         """Make ready for an activation: empty rings, fresh slots."""
 
+    @abc.abstractmethod
     def on_frame(self, entry: Entry) -> None:
         """A good image has arrived."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def on_jump(self, last_ns: int | None, backward: bool) -> None:
         """A new epoch begins; forget the old one."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def loop(self) -> None:
         """The worker's life: `while self.pacer.wait(): ...`."""
-        raise NotImplementedError
 
     def wake(self) -> None:
         """End any wait inside `loop` other than the pacer's."""

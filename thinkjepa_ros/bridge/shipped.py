@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from thinkjepa_ros import resources
 
 SHIPPED = "mini"
 
@@ -15,13 +16,7 @@ def model_folder(value: str, part: str = "") -> Path:
     """
     if value != SHIPPED:
         return Path(value).expanduser()
-    prefixes = [Path(prefix) for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if prefix]
-    roots = [Path(__file__).resolve().parents[2], *(prefix / "share" / "thinkjepa_ros" for prefix in prefixes)]
-    for root in roots:
-        if (folder := root / "models" / SHIPPED / part).is_dir():
-            return folder
-    searched = ", ".join(str(root) for root in roots)
-    raise FileNotFoundError(
-        f"models/{Path(SHIPPED, part)} of thinkjepa_ros is in none of {searched}: source the workspace that holds "
-        "the package, or set the parameter model to a checkpoint folder"
-    )
+    try:
+        return resources.find(Path("models", SHIPPED, part))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, or set the parameter model to a checkpoint folder") from None
