@@ -41,6 +41,9 @@ def demo(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures, the video and the figures.")] = Path("out/demo"),
     model: Annotated[str, typer.Option(help="Checkpoint folder of the predictor, or a shipped model's name.")] = "mini",
+    thinker_model: Annotated[
+        str, typer.Option(help="Checkpoint folder of the thinker, or a shipped model's name.")
+    ] = "mini",
     device: Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1 …")] = "cpu",
     thinker: Annotated[bool, typer.Option(help="Run the thinker node beside the predictor.")] = True,
     seconds: Annotated[
@@ -63,6 +66,7 @@ def demo(
             bag=bag,
             out=out,
             model=model,
+            thinker_model=thinker_model,
             device=device,
             thinker=thinker,
             seconds=seconds,
