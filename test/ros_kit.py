@@ -107,6 +107,10 @@ class Process:
             )
 
     @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
     def output(self) -> str:
         return self._log.read_text(errors="replace")
 

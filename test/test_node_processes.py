@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -245,3 +246,19 @@ def test_incompatible_qos_is_said_in_words(processes, peer, small_model):
     peer.node.create_publisher(Image, "/image", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
     wait_until(lambda: "RELIABILITY" in statuses[-1].last_error and "/image" in statuses[-1].last_error, "the words")
     assert "qos_overrides./image.subscription.reliability" in process.output
+
+
+def test_thoughts_stand_back_and_the_graph_is_answered_as_ever(peer, processes):
+    process = processes.node("thinker", "-p", "niceness:=7", "-p", "window_s:=1.0")
+    active(peer, "/thinker")
+
+    def niceness() -> dict[str, int]:
+        tasks = Path(f"/proc/{process.pid}/task").iterdir()
+        return {task.name: int((task / "stat").read_text().rpartition(")")[2].split()[16]) for task in tasks}
+
+    wait_until(lambda: 7 in niceness().values(), lambda: f"a thread with niceness 7, not {niceness()}", 10.0)
+    assert niceness()[str(process.pid)] == niceness_of_this_process()
+
+
+def niceness_of_this_process() -> int:
+    return os.getpriority(os.PRIO_PROCESS, 0)

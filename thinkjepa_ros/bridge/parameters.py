@@ -176,6 +176,13 @@ PREDICTOR = (
 
 THINKER = (
     *_model("thinker"),
+    Parameter(
+        "niceness",
+        5,
+        "How far loading and thinking stand back where processes compete for the processor: a thought must not delay "
+        "a forecast.",
+        bounds=(0, 19),
+    ),
     *_INPUT,
     Parameter(
         "think_period_s",

@@ -26,8 +26,8 @@ from thinkjepa_ros.values import Camera
 
 TRUTH, POSES = "/truth/joints", "geometry_msgs/msg/PoseArray"
 NODES = "thinkjepa_ros.nodes."
-#: The fast path comes first: on a small machine a thought, or a thinker being loaded, must not delay a forecast.
-NICE = {"thinker": 5, "evaluator": 2}
+#: Watching must not delay what is watched. (The thinker stands back by itself, see its parameter niceness.)
+NICE = {"evaluator": 2}
 ERROR = 8  # NodeStatus.ERROR; this module knows no messages
 #: Loading a model may take this long before playing begins anyway.
 START_S = 120.0

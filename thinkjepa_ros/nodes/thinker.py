@@ -6,6 +6,8 @@ the callback files one per sampling period, and the next thought takes what is t
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import sys
 import threading
@@ -80,6 +82,7 @@ class ThinkerNode(CameraNode):
 
         from thinkjepa_ros.thinker.qwen import Thinker
 
+        self._stand_back()
         torch.set_num_threads(self.parameters["cpu_threads"])
         cv2.setNumThreads(self.parameters["cpu_threads"])
         window = Window(self.parameters["window_s"], self.parameters["sample_period_s"])
@@ -88,6 +91,13 @@ class ThinkerNode(CameraNode):
         )
         thinker.warm_up()
         return thinker
+
+    def _stand_back(self) -> None:
+        """Make the calling thread, and none that answers the graph, as nice as the parameter says."""
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):  # not every system knows the niceness of a single thread
+            present = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, max(present, self.parameters["niceness"]))
 
     def adopt(self, model: Thinker) -> None:
         self._thinker = model
@@ -167,6 +177,7 @@ class ThinkerNode(CameraNode):
     def loop(self) -> None:
         assert self.worker is not None
         fresh, pacer = self._fresh, self.pacer
+        self._stand_back()
         while pacer.wait():
             fresh.wait()
             if not pacer.wait():  # closed, or a longer period was set meanwhile
