@@ -177,7 +177,7 @@ def test_turning_the_camera_moves_image_and_points_alike() -> None:
 def test_grid_takes_the_nearest_frame_of_an_uneven_camera() -> None:
     stamps = np.array([0, 90, 210, 290, 420, 500])
     assert clips.Grid.of(stamps, 100).index.tolist() == [0, 1, 2, 3, 4, 5]
-    assert clips.Grid.of(stamps, 100, 40).index.tolist() == [0, 1, 2, 4, 4]
+    assert clips.Grid.of(stamps, 100, 60).index.tolist() == [1, 2, 3, 4, 4]
 
 
 def test_latents_are_cached_checked_and_remade_when_the_encoder_changes(

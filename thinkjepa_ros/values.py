@@ -45,7 +45,8 @@ class Camera:
         """
         points = np.asarray(points, np.float64)
         z = np.where(points[..., 2] > 1e-6, points[..., 2], np.nan)
-        return np.stack([self.fx * points[..., 0] / z + self.cx, self.fy * points[..., 1] / z + self.cy], -1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.stack([self.fx * points[..., 0] / z + self.cx, self.fy * points[..., 1] / z + self.cy], -1)
 
 
 @dataclass(frozen=True)

@@ -166,10 +166,10 @@ def train(
             copy = (z[:batch_size] - z[batch_size:]).square().mean()
             flat = z.flatten(0, 1)
             notes = {
-                "pose_cm": 100 * float(pose),
-                "place": float(place),
-                "prediction_over_copy": float(predict / copy),
-                "sigreg": float(regular),
+                "pose_cm": 100 * pose.item(),
+                "place": place.item(),
+                "prediction_over_copy": (predict / copy).item(),
+                "sigreg": regular.item(),
                 "grad": norm,
             }
             if step % 10 == 0 or spread != spread:

@@ -104,9 +104,9 @@ def losses(net: ForecastNet, b: Batch) -> tuple[Tensor, dict[str, float]]:
         copied = net.predictor.pool(b.now)[:, None]
         copy = (F.smooth_l1_loss(copied.expand_as(b.latents), b.latents, reduction="none") * weight).sum()
     notes = {
-        "ade_cm": 100 * float(distance),
-        "over_hold": float(distance / held),
-        "prediction_over_copy": float(latent / copy),
+        "ade_cm": 100 * distance.item(),
+        "over_hold": (distance / held).item(),
+        "prediction_over_copy": (latent / copy).item(),
     }
     return 10 * distance + latent + 0.02 * likelihood, notes
 
