@@ -1,0 +1,81 @@
+"""What the documents say is what was measured, and what they point to exists."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from thinkjepa_ros import checkpoints
+from thinkjepa_ros.evaluation import card
+from thinkjepa_ros.jepa import model
+
+ROOT = Path(__file__).resolve().parents[1]
+MINI = ROOT / "models" / "mini"
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "models").rglob("*.md")]
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict:
+    return json.loads((MINI / "evaluation.json").read_text())
+
+
+def test_the_tables_in_the_documents_are_those_of_the_evaluation(figures: dict) -> None:
+    readme, model_card = (ROOT / "README.md").read_text(), (MINI / "README.md").read_text()
+    assert card.present_table(figures) in readme and card.present_table(figures) in model_card
+    assert card.forecast_table(figures, "moving hand, 32 steps") in readme
+    for title in figures["forecasts"]:
+        assert card.forecast_table(figures, title) in model_card, title
+
+
+def test_the_figures_belong_to_the_weights_that_ship(figures: dict) -> None:
+    manifest = checkpoints.read_manifest(MINI, model.KIND)
+    assert figures["weights_sha256"] == manifest.sha256[checkpoints.WEIGHTS]
+    assert manifest.trained and manifest.domain == "simulation"
+
+
+def test_the_shipped_model_does_what_is_claimed_of_it(figures: dict) -> None:
+    """Every claim is an interval that excludes zero, on episodes that nothing was chosen on."""
+    present = figures["present_error_m"]
+    for which in ("visible", "all"):
+        assert present[f"model minus a third of mean pose, {which} joints"]["high"] < 0
+        for control in ("black frames", "frames of another episode"):
+            assert present[f"model, {control} minus model, {which} joints"]["low"] > 0
+    for title in ("all origins, 32 steps", "moving hand, 32 steps"):
+        rows = {row["method"]: row for row in figures["forecasts"][title]}
+        for method, row in rows.items():
+            if method.startswith(("hold", "constant velocity", "damped velocity")) or "frames" in method:
+                assert row["minus_model_m"]["low"] > 0, (title, method)
+
+
+def test_registry_and_checkpoints_agree() -> None:
+    import yaml
+
+    for entry in yaml.safe_load((ROOT / "models" / "registry.yaml").read_text())["models"]:
+        weights = ROOT / "models" / entry["path"] / checkpoints.WEIGHTS
+        assert checkpoints.sha256_of(weights) == entry["sha256"] and weights.stat().st_size == entry["size_bytes"]
+        manifest = json.loads((weights.parent / checkpoints.MANIFEST).read_text())
+        assert manifest["trained"] is entry["trained"] and manifest["domain"] in entry["domain"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere_and_nothing_is_left_to_fill_in(document: Path) -> None:
+    text = document.read_text()
+    assert "@@" not in text
+    for target in re.findall(r"\]\(([^)#:\s]+)\)", text):
+        assert (document.parent / target).exists(), target
+
+
+def test_commands_in_the_readme_exist() -> None:
+    import typer
+
+    from thinkjepa_ros.cli import app
+
+    for words in re.findall(r"^ +thinkjepa ([a-z ]+?)(?= [^a-z]|  |$)", (ROOT / "README.md").read_text(), re.M):
+        command = typer.main.get_command(app)
+        for word in words.split():
+            inner = getattr(command, "commands", None)
+            if inner is None:
+                break  # an argument
+            assert word in inner, words
+            command = inner[word]
