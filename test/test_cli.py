@@ -56,6 +56,12 @@ def test_an_error_with_words_is_one_sentence_and_exit_code_1(tmp_path: Path) -> 
     assert "Traceback" in run("evaluate", "forecast", "x", "--model", "y", THINKJEPA_TRACEBACK="1").stderr
 
 
+def test_the_shipped_model_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (cli._shipped(cli.MINI / "thinker") / "model.json").is_file()
+    assert cli._shipped(Path("mine")) == Path("mine")
+
+
 def test_help_answers_without_loading_torch_or_ros() -> None:
     code = (
         "import sys; sys.argv = ['thinkjepa', '--help']\n"

@@ -33,6 +33,15 @@ Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the sa
 Threads = Annotated[int, typer.Option(min=1, help="torch threads.")]
 
 
+def _shipped(path: Path) -> Path:
+    """A default such as models/mini means the package's own, from whatever folder the command is given."""
+    if path.is_relative_to(MINI) and not path.exists():
+        from . import resources
+
+        return resources.find(path)
+    return path
+
+
 @app.command()
 def demo(
     bag: Annotated[
@@ -168,7 +177,7 @@ def train_all(
         data,
         out,
         run=run,
-        thinker=thinker,
+        thinker=_shipped(thinker),
         encoder_steps=encoder_steps,
         forecast_steps=forecast_steps,
         batch_size=batch_size,
@@ -202,7 +211,7 @@ def evaluate_forecast(
     """Errors of joints now and of forecasts, beside hold and constant velocity, with 95 % intervals over episodes."""
     from .evaluation.forecast import evaluate as run
 
-    run(model, data, thinker=thinker, limit=limit, out=out)
+    run(_shipped(model), data, thinker=None if thinker is None else _shipped(thinker), limit=limit, out=out)
 
 
 @bench.command("transport")
@@ -232,7 +241,7 @@ def bench_jepa(
     """The model alone: what a frame and a forecast cost."""
     from .jepa.bench import bench as run
 
-    run(model, device, threads, seconds)
+    run(_shipped(model), device, threads, seconds)
 
 
 @bench.command("graph")
