@@ -6,7 +6,7 @@ Times are integer nanoseconds of the ROS clock; lengths are metres; images are R
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -117,4 +117,3 @@ class Forecast:
     surprise: float = float("nan")
     model_id: str = ""
     domain: str = ""
-    timings_s: dict[str, float] = field(default_factory=dict)

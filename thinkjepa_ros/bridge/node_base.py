@@ -241,10 +241,8 @@ class CameraNode(LoadingNode):
         picture = self.picture()
         if picture.state != self._said:
             self._said = picture.state
-            if picture.state in (
-                NodeStatus.ERROR,
-                NodeStatus.HUNG,
-            ):  # two lines of code: rclpy ties a line to one severity
+            # two calls, since rclpy ties a line of code to one severity
+            if picture.state in (NodeStatus.ERROR, NodeStatus.HUNG):
                 self.get_logger().error(picture.words)
             else:
                 self.get_logger().info(picture.words)

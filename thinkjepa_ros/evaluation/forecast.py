@@ -18,6 +18,7 @@ from rich.progress import track
 
 from ..data.episode import PHASES, Episode
 from ..jepa.forecaster import Forecaster
+from ..train.clips import Grid, load_folder
 from ..values import Guidance
 from . import baselines, metrics
 from .bootstrap import Interval, bootstrap_mean, paired_bootstrap
@@ -75,7 +76,7 @@ def _one(
 ) -> None:
     stamps = episode.stamps_ns
     grid = np.arange(stamps[0], stamps[-1] + 1, f.step_ns)
-    frames = np.abs(stamps[:, None] - grid).argmin(0)
+    frames = Grid.of(stamps, f.step_ns).index
     every = max(1, round(ORIGIN_EVERY_S * 1e9 / f.step_ns))
     origins = range(f.context - 1, len(grid) - 1, every)
     times = -np.arange(f.context - 1, -1, -1) * f.step_ns * 1e-9
@@ -256,7 +257,6 @@ def evaluate(
 
     from .. import checkpoints
     from ..jepa import model as jepa_model
-    from ..train.clips import load_folder
 
     manifest = checkpoints.read_manifest(model, jepa_model.KIND)
     if "mean_pose" not in manifest.training:

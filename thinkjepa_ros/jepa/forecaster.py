@@ -9,7 +9,6 @@ Batches are never formed: the same window gives the same bits whatever came befo
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -176,25 +175,22 @@ class Forecaster:
                 raise ForecastError(f"the frame at {stamp} ns was not observed, or is forgotten")
         if not 0.0 <= weight <= 1.0:
             raise ForecastError(f"guidance weight is {weight}, must lie in 0 … 1")
-        guided = guidance is not None and weight > 0.0
-        if guided:
-            assert guidance is not None
+        if weight == 0.0:
+            guidance = None  # from here on None means unguided
+        if guidance is not None:
             self.check_guidance(guidance)
-        began = time.perf_counter()
         seen = [self._seen[s] for s in stamps_ns]
         now, newest = stamps_ns[-1], seen[-1]
         for stamp in stamps_ns:  # a window in use is not evicted before frames that nobody asks for
             self._seen.move_to_end(stamp)
         poses = torch.stack([s.pose for s in seen])
         if anchor is not None:
-            poses = poses + (
-                self._anchored(anchor, newest.pose) - newest.pose
-            )  # the estimate's offset is the whole track's
+            # what the estimate is off by now, it is taken to be off by all along
+            poses = poses + (self._anchored(anchor, newest.pose) - newest.pose)
         past = torch.stack([s.pooled for s in seen[:-1]])
         with torch.inference_mode():
             extra: tuple[torch.Tensor, ...] = ()
-            if guided:
-                assert guidance is not None
+            if guidance is not None:
                 extra = (
                     torch.from_numpy(np.asarray(guidance.pyramid, np.float32)).to(self._device)[None],
                     torch.tensor([guidance.present], device=self._device),
@@ -219,12 +215,11 @@ class Forecaster:
             frame_id=newest.frame_id,
             anchored=anchor is not None,
             metric=newest.metric,
-            guidance_weight=float(weight) if guided else 0.0,
-            guidance_age_s=float(guidance_age_s) if guided else float("nan"),
+            guidance_weight=float(weight) if guidance is not None else 0.0,
+            guidance_age_s=float(guidance_age_s) if guidance is not None else float("nan"),
             surprise=surprise,
             model_id=self.model_id,
             domain=self.domain,
-            timings_s={"predict": time.perf_counter() - began},
         )
 
     def _anchored(self, anchor: np.ndarray, estimate: torch.Tensor) -> torch.Tensor:

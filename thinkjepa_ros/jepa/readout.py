@@ -25,7 +25,7 @@ class PoseReadout(nn.Module):
 
     def __init__(self, joints: int, grid: int, latent_width: int, camera: Camera, hidden: int = 256, feature: int = 16):
         super().__init__()
-        self.joints, self.feature = joints, feature
+        self.joints = joints
         self.norm = nn.LayerNorm(latent_width, eps=EPS)
         self.fc = nn.Linear(latent_width, hidden)
         # tokens know their places relative to each other only (RoPE); a joint's usual place and depth are absolute
