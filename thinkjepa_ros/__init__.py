@@ -1,1 +1,1 @@
-__path__ = __import__('pkgutil').extend_path(__path__, __name__)  # the generated messages lie in another folder
+__path__ = __import__("pkgutil").extend_path(__path__, __name__)  # the generated messages lie in another folder

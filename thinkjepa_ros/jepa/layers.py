@@ -1,5 +1,5 @@
-"""Transformer pieces shared by the encoder and the predictor (pre-norm, exact GELU, LayerNorm eps 1e-6: the V-JEPA 2
-block).
+"""Transformer pieces shared by encoder, predictor and world model (pre-norm, exact GELU, LayerNorm eps 1e-6: the V-JEPA
+2 block).
 """
 
 from __future__ import annotations
@@ -10,10 +10,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .rope import rotate
+from .rope import Rope, rotate
 
-Rope = tuple[Tensor, Tensor]
 EPS = 1e-6
+#: Keys and values of tokens seen before, each [B, heads, n, head_dim], keys rotated.
+Memory = tuple[Tensor, Tensor]
+
+
+def block_causal(q: Tensor, k: Tensor, v: Tensor, size: int, window: int | None = None) -> Tensor:
+    """Attention [B, heads, n, head_dim] in which a query sees the keys of its own block and of earlier ones.
+
+    size: tokens per block (a tubelet, or a world model's time step). The queries are the last n of the keys.
+    window: how many blocks a query sees, its own included; None for all.
+    One call per block on a slice of the keys: no mask, and nothing computed that a mask would throw away.
+    """
+    if q.shape[2] % size or k.shape[2] % size:
+        raise ValueError(f"{q.shape[2]} queries and {k.shape[2]} keys are not whole blocks of {size} tokens")
+    before = k.shape[2] - q.shape[2]
+    parts = []
+    for start in range(0, q.shape[2], size):
+        end = before + start + size
+        first = 0 if window is None else max(0, end - window * size)
+        parts.append(
+            F.scaled_dot_product_attention(q[:, :, start : start + size], k[:, :, first:end], v[:, :, first:end])
+        )
+    return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 
 
 class Block(nn.Module):
@@ -24,29 +45,40 @@ class Block(nn.Module):
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.heads = heads
+        hidden = round(width * mlp_ratio)
         self.norm1 = nn.LayerNorm(width, eps=EPS)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width, eps=EPS)
-        self.fc1 = nn.Linear(width, int(width * mlp_ratio))
-        self.fc2 = nn.Linear(int(width * mlp_ratio), width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
 
     def forward(
-        self, x: Tensor, rope: Rope, memory: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x [B, n, width] -> the same shape, and this call's (keys, values) [B, heads, n, head_dim].
+        self,
+        x: Tensor,
+        rope: Rope,
+        memory: Memory | None = None,
+        causal: int | None = None,
+        window: int | None = None,
+        only_from: int = 0,
+    ) -> tuple[Tensor, Memory]:
+        """x [B, n, width] -> [B, n - only_from, width], and this call's (keys, values) of all n tokens.
 
-        memory: (keys, values) of tokens that x may look at besides itself.
+        rope: table of the n tokens, in the type of x. memory: keys and values that x may look at besides itself.
+        causal: tokens per block of block-causal attention, see `block_causal`; None lets every token see all others.
+        only_from: the tokens before it give keys and values only (a last block need not finish what nobody reads).
         """
         batch, n, width = x.shape
         qkv = self.qkv(self.norm1(x)).view(batch, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        q, k = rotate(qkv[:2], *rope)
+        q, k = rotate(qkv[:2], rope)
         v = qkv[2]
         own = (k, v)
         if memory is not None:
             k, v = torch.cat((memory[0], k), 2), torch.cat((memory[1], v), 2)
-        y = F.scaled_dot_product_attention(q, k, v)
-        x = x + self.proj(y.transpose(1, 2).reshape(batch, n, width))
+        if only_from:
+            q, x = q[:, :, only_from:], x[:, only_from:]
+        y = F.scaled_dot_product_attention(q, k, v) if causal is None else block_causal(q, k, v, causal, window)
+        x = x + self.proj(y.transpose(1, 2).reshape(batch, n - only_from, width))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x)))), own
 
 

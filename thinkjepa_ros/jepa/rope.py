@@ -1,39 +1,61 @@
-"""Rotary position encoding over (time, row, column), as in V-JEPA 2 (arXiv 2506.09985) with the true pairs of V-JEPA
-2.1.
+"""Rotary position encoding over (time, row, column), as in V-JEPA 2 (arXiv 2506.09985), in its two forms.
 
-The head dimension is cut into three equal slices, one per axis; what is left over is not rotated. Both members of a
-pair turn by the
-same angle, so the encoding is relative: moving every position by the same amount changes no attention score.
+The head dimension is cut into three equal slices, one per axis; what is left over is not rotated. Neighbouring
+dimensions form a pair; pair j of an axis turns by position * 10000^(-j / pairs).
 
-Storage order: the first members of all pairs, then the second members ("half-split"). It is the interleaved form of
-the papers with
-the rows of the query and key weights permuted, and rotates contiguous halves.
+- "interleaved": both members of a pair turn by the same angle (V-JEPA 2.1 and our own models). The encoding is
+  relative: moving every position by the same amount changes no attention score.
+- "tiled": the released V-JEPA 2 weights were trained with the list of angles repeated twice instead of each angle
+  twice, so the members of a pair turn by different angles. It is neither relative nor norm-preserving; positions must
+  stay inside the range of training. Kept for those weights (and V-JEPA 2-AC, ThinkJEPA) only.
+
+Storage order: the first members of all pairs, then the second members ("half-split"). It is the form of the papers with
+the rows of the query and key weights permuted (`half_split_order`), and rotates contiguous halves.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 BASE = 10000.0
+Form = Literal["interleaved", "tiled"]
+#: cos and signed sin of a list of positions, each [n, head_dim].
+Rope = tuple[Tensor, Tensor]
 
 
-def table(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [n, head_dim / 2], of positions [n, 3] (time, row, column; any real numbers).
+def table(positions: Tensor, head_dim: int, form: Form = "interleaved") -> Rope:
+    """cos and signed sin, float32 [n, head_dim] each, of positions [n, 3] (time, row, column; any real numbers).
 
     Angles are computed in float64: rounding them in the activation's type would shift late positions by degrees.
     """
     pairs = head_dim // 6  # per axis
-    frequency = BASE ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
-    angle = (positions.to(torch.float64)[:, :, None] * frequency).flatten(1)  # [n, 3 * pairs]
-    angle = torch.nn.functional.pad(angle, (0, head_dim // 2 - angle.shape[1]))
-    return angle.cos().float(), angle.sin().float()
+    frequency = BASE ** (-torch.arange(pairs, dtype=torch.float64, device=positions.device) / pairs)
+    angle = positions.to(torch.float64)[:, :, None] * frequency  # [n, 3, pairs]
+    if form == "interleaved":
+        first = second = angle
+    elif form == "tiled":
+        both = torch.cat((angle, angle), -1)
+        first, second = both[..., 0::2], both[..., 1::2]
+    else:
+        raise ValueError(f"rope form {form!r} is not known; use 'interleaved' or 'tiled'")
+    rest = (0, head_dim // 2 - 3 * pairs)
+    first, second = (torch.nn.functional.pad(a.flatten(1), rest) for a in (first, second))
+    return torch.cat((first.cos(), second.cos()), 1).float(), torch.cat((-first.sin(), second.sin()), 1).float()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [..., n, head_dim] by a table [n, head_dim / 2]."""
-    first, second = x.chunk(2, -1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Rotate x [..., n, head_dim] (half-split) by a table in the type of x."""
+    cos, sin = rope
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def half_split_order(heads: int, head_dim: int) -> Tensor:
+    """Rows of a published query or key weight [heads * head_dim, D] in the order in which they are stored here."""
+    order = torch.cat((torch.arange(0, head_dim, 2), torch.arange(1, head_dim, 2)))
+    return (torch.arange(heads)[:, None] * head_dim + order).flatten()
 
 
 def grid(times: Tensor, rows: int, columns: int, row_step: float = 1.0, column_step: float = 1.0) -> Tensor:
