@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -20,6 +21,55 @@ class Gap:
 
     reason: str
     missing: tuple[int, ...]
+
+
+def on_grid(stamps_ns: Sequence[int], newest_ns: int, count: int, step_ns: int, tolerance_ns: int) -> list[int] | Gap:
+    """Indices of the frames nearest to newest_ns - k * step_ns for k = count-1 .. 0, oldest first.
+
+    stamps_ns: ascending. The newest must be there with exactly that stamp; every other may be off by `tolerance_ns`. A
+    frame never stands for two grid times and never is newer than `newest_ns`. Returns a Gap when a frame is missing.
+    ValueError unless count >= 1, step_ns >= 1 and 0 <= 2 * tolerance_ns <= step_ns.
+    """
+    if count < 1 or step_ns < 1 or not 0 <= 2 * tolerance_ns <= step_ns:
+        raise ValueError(
+            "a window needs count >= 1, step_ns >= 1 and a tolerance of at most half a step, "
+            f"not {count}, {step_ns} and {tolerance_ns}"
+        )
+    exclusive = 2 * tolerance_ns == step_ns
+    chosen = [
+        _nearest(stamps_ns, newest_ns - k * step_ns, tolerance_ns if k else 0, exclusive)
+        for k in range(count - 1, -1, -1)
+    ]
+    found = [index for index in chosen if index is not None]
+    if len(found) == count:
+        return found
+    missing = tuple(newest_ns - (count - 1 - place) * step_ns for place, index in enumerate(chosen) if index is None)
+    if chosen[-1] is None:
+        return Gap(f"the newest frame ({newest_ns} ns) is no longer in the ring", missing)
+    return Gap(
+        f"{len(missing)} of {count} frames are missing on the grid of {step_ns / 1e6:g} ms "
+        f"(tolerance {tolerance_ns / 1e6:g} ms)",
+        missing,
+    )
+
+
+def _nearest(stamps_ns: Sequence[int], time_ns: int, tolerance_ns: int, exclusive: bool) -> int | None:
+    """Index of the frame nearest to `time_ns`, the older of two equally near; None if farther than the tolerance.
+
+    exclusive leaves out a frame exactly `tolerance_ns` too new: with a tolerance of half a step it belongs to the
+    next grid time.
+    """
+    right = bisect_left(stamps_ns, time_ns)
+    best: int | None = None
+    for index in (right - 1, right):
+        if not 0 <= index < len(stamps_ns):
+            continue
+        off = stamps_ns[index] - time_ns
+        if abs(off) > tolerance_ns or (exclusive and off > 0 and off == tolerance_ns):
+            continue
+        if best is None or abs(off) < abs(stamps_ns[best] - time_ns):
+            best = index
+    return best
 
 
 class FrameRing(Generic[T]):
@@ -55,53 +105,10 @@ class FrameRing(Generic[T]):
             del self._stamps[:drop], self._items[:drop]
 
     def window(self, newest_ns: int, count: int, step_ns: int, tolerance_ns: int) -> list[tuple[int, T]] | Gap:
-        """The frames nearest to newest_ns - k * step_ns for k = count-1 .. 0, as (stamp_ns, item), oldest first.
-
-        The newest must be there with exactly that stamp; every other may be off by `tolerance_ns`. A frame never stands
-        for two grid times and never is newer than `newest_ns`. Returns a Gap when a frame is missing.
-        ValueError unless count >= 1, step_ns >= 1 and 0 <= 2 * tolerance_ns <= step_ns.
-        """
-        if count < 1 or step_ns < 1 or not 0 <= 2 * tolerance_ns <= step_ns:
-            raise ValueError(
-                "a window needs count >= 1, step_ns >= 1 and a tolerance of at most half a step, "
-                f"not {count}, {step_ns} and {tolerance_ns}"
-            )
+        """The frames that `on_grid` chooses, as (stamp_ns, item), oldest first, or the Gap."""
         with self._lock:
-            chosen = [
-                self._nearest(newest_ns - k * step_ns, tolerance_ns if k else 0, exclusive=2 * tolerance_ns == step_ns)
-                for k in range(count - 1, -1, -1)
-            ]
-            found = [(self._stamps[i], self._items[i]) for i in chosen if i is not None]
-        if len(found) == count:
-            return found
-        missing = tuple(
-            newest_ns - (count - 1 - place) * step_ns for place, index in enumerate(chosen) if index is None
-        )
-        if chosen[-1] is None:
-            return Gap(f"the newest frame ({newest_ns} ns) is no longer in the ring", missing)
-        return Gap(
-            f"{len(missing)} of {count} frames are missing on the grid of {step_ns / 1e6:g} ms "
-            f"(tolerance {tolerance_ns / 1e6:g} ms)",
-            missing,
-        )
-
-    def _nearest(self, time_ns: int, tolerance_ns: int, exclusive: bool) -> int | None:
-        """Index of the frame nearest to `time_ns`, the older of two equally near; None if farther than the tolerance.
-
-        exclusive leaves out a frame exactly `tolerance_ns` too new: with a tolerance of half a step it belongs to the
-        next grid time.
-        """
-        right = bisect_left(self._stamps, time_ns)
-        best: int | None = None
-        for index in (right - 1, right):
-            if not 0 <= index < len(self._stamps):
-                continue
-            off = self._stamps[index] - time_ns
-            if abs(off) > tolerance_ns or (exclusive and off > 0 and off == tolerance_ns):
-                continue
-            if best is None or abs(off) < abs(self._stamps[best] - time_ns):
-                best = index
-        return best
+            chosen = on_grid(self._stamps, newest_ns, count, step_ns, tolerance_ns)
+            return chosen if isinstance(chosen, Gap) else [(self._stamps[i], self._items[i]) for i in chosen]
 
     def items(self, since_ns: int | None = None) -> list[tuple[int, T]]:
         """A copy of what is kept, as (stamp_ns, item), oldest first; without frames older than `since_ns` if given."""
