@@ -127,16 +127,6 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
-def test_sigreg_is_small_for_a_gaussian_and_large_for_a_collapse() -> None:
-    torch.manual_seed(0)
-    directions = torch.nn.functional.normalize(torch.randn(16, 64), dim=0)
-    gaussian = encoder.sigreg(torch.randn(1, 256, 16), directions)
-    collapsed = encoder.sigreg(0.01 * torch.randn(1, 256, 16), directions)
-    narrow = torch.randn(1, 256, 1) * torch.ones(16) / 4  # one direction only
-    assert gaussian < 2 < encoder.sigreg(narrow, directions) < collapsed
-    assert encoder.effective_rank(torch.randn(500, 16)) > 14 > 2 > encoder.effective_rank(narrow[0])
-
-
 def test_place_loss_is_least_where_the_joint_is() -> None:
     joints = torch.tensor([[[0.1, -0.05, 0.5]]])
     pixel = CAMERA.project(joints.numpy())[0, 0]

@@ -24,25 +24,11 @@ from ..jepa.layers import Block
 from ..jepa.model import ForecastNet
 from ..values import Camera
 from .clips import canonical_images, colour_jitter, turned
+from .objectives import effective_rank, random_directions, sigreg, spread
 from .run import Run
 
 LATENT = 64  #: width in which prediction and SIGReg work
 POOLED = 4
-
-
-def sigreg(z: Tensor, directions: Tensor) -> Tensor:
-    """Epps-Pulley statistic of z [..., B, D] against N(0, 1) along random unit `directions` [D, K], per sample of the
-    batch.
-
-    LeJEPA; 17 knots on [0, 3], trapezoid weights. Zero for a perfect isotropic Gaussian.
-    """
-    knots = torch.linspace(0, 3, 17, dtype=z.dtype)
-    weight = torch.full((17,), 2 * 3 / 16, dtype=z.dtype)
-    weight[[0, -1]] = 3 / 16
-    normal = torch.exp(-knots.square() / 2)
-    angle = (z @ directions)[..., None] * knots  # [..., B, K, 17]
-    error = (angle.cos().mean(-3) - normal).square() + angle.sin().mean(-3).square()
-    return z.shape[-2] * (error * weight * normal).sum(-1).mean()
 
 
 class Sight(nn.Module):
@@ -63,7 +49,7 @@ class Sight(nn.Module):
 
         Returns joints [2 B, J, 3], their attention logits [2 B, n, J], z [2 B, 16, 64] and predicted z [B, 16, 64].
         """
-        latent = self.encoder(images)
+        latent = self.encoder.frames(images)
         pooled = pool(latent, self.encoder.config.grid, POOLED)
         z = self.project(pooled)
         ahead, _ = self.block(pooled[: len(gap_s)] + self.step(gap_s[:, None])[:, None], self.rope)
@@ -127,13 +113,6 @@ def batch(
     return pick(images), pick(joints), pick(visible), torch.tensor(gaps, dtype=torch.float32)
 
 
-def effective_rank(z: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of z [N, D]: how many directions are used."""
-    values = torch.linalg.svdvals(z - z.mean(0))
-    p = values / values.sum().clamp(min=1e-12)
-    return float(torch.exp(-(p * p.clamp(min=1e-12).log()).sum()))
-
-
 def train(
     episodes: list[Episode],
     net: ForecastNet,
@@ -150,12 +129,11 @@ def train(
     sight = Sight(net)
     run = Run(folder, sight, steps, lr, seed, describe)
     sight.train()
-    spread, rank = float("nan"), float("nan")
+    wide, rank = float("nan"), float("nan")
     for step in run.steps("encoder"):
         rng = run.random(step)
         images, joints, visible, gap = batch(episodes, net, batch_size, rng)
-        directions = torch.from_numpy(rng.normal(size=(LATENT, 128)).astype(np.float32))
-        directions /= directions.norm(dim=0)
+        directions = random_directions(rng, LATENT)
         found, logits, z, ahead = sight(images, gap)
         pose = pose_loss(found, joints, visible)
         place = place_loss(logits, joints, visible, net.config.camera, net.config.encoder.grid)
@@ -172,7 +150,7 @@ def train(
                 "sigreg": regular.item(),
                 "grad": norm,
             }
-            if step % 10 == 0 or spread != spread:
-                spread, rank = float(flat.std(0).mean()), effective_rank(flat)
-        run.note(**notes, spread=spread, rank=rank)
+            if step % 10 == 0 or wide != wide:
+                wide, rank = spread(flat), effective_rank(flat)
+        run.note(**notes, spread=wide, rank=rank)
     return run
