@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from thinkjepa_ros.jepa import layers, model, rope
 from thinkjepa_ros.jepa.encoder import Encoder, EncoderConfig, pool
 from thinkjepa_ros.jepa.forecaster import Forecaster, ForecastError, GuidanceError
-from thinkjepa_ros.jepa.guidance import Film, modulate, spread
+from thinkjepa_ros.jepa.guidance import Film, Payload, modulate, spread
 from thinkjepa_ros.jepa.predictor import Predictor, PredictorConfig
 from thinkjepa_ros.train.mini import canonical_camera
 from thinkjepa_ros.values import Camera, Guidance
@@ -45,16 +45,20 @@ def guidance(seed: int = 0, **changes: object) -> Guidance:
     return dataclasses.replace(Guidance(pyramid, (0, 1, 2), 0, 10.0), **changes)
 
 
-def inputs(net: model.ForecastNet, batch: int = 3) -> tuple[torch.Tensor, ...]:
-    p, e = net.config.predictor, net.config.encoder
+def inputs(
+    net: model.ForecastNet, weight: tuple[float, ...] = (1.0, 0.4, 0.0)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Payload]:
+    p, e, batch = net.config.predictor, net.config.encoder, len(weight)
     g = torch.Generator().manual_seed(1)
     return (
         torch.randn(batch, p.context - 1, p.pooled**2, e.width, generator=g),
         torch.randn(batch, e.grid**2, e.width, generator=g),
         torch.randn(batch, p.context, len(JOINTS), 3, generator=g),
-        torch.randn(batch, p.guide_layers, 2, p.guide_width, generator=g),
-        torch.ones(batch, 2, dtype=torch.bool),
-        torch.tensor([1.0, 0.4, 0.0])[:batch],
+        Payload.pooled(
+            torch.randn(batch, p.guide_layers, 2, p.guide_width, generator=g),
+            torch.ones(batch, 2, dtype=torch.bool),
+            torch.tensor(weight),
+        ),
     )
 
 
@@ -175,28 +179,30 @@ def test_pooling_averages_neighbours_and_keeps_their_order() -> None:
 
 def test_missing_guidance_zero_weight_and_closed_gate_are_bit_identical_to_unguided() -> None:
     net = small_net()
-    past, now, poses, pyramid, present, _ = inputs(net)
+    past, now, poses, payload = inputs(net, (0.0, 0.0, 0.0))
     plain = net.forecast(past, now, poses)
-    zero = net.forecast(past, now, poses, pyramid, present, torch.zeros(3))
+    zero = net.forecast(past, now, poses, payload)
     assert all(torch.equal(a, b) for a, b in zip(plain, zero, strict=True))
     net.predictor.film.gate.zero_()
-    closed = net.forecast(past, now, poses, pyramid, present, torch.ones(3))
+    closed = net.forecast(past, now, poses, payload._replace(weight=torch.ones(3)))
     assert all(torch.equal(a, b) for a, b in zip(plain, closed, strict=True))
 
 
 def test_open_gates_let_guidance_change_the_forecast() -> None:
     net = small_net()
-    past, now, poses, pyramid, present, _ = inputs(net)
-    ones = torch.ones(3)
+    past, now, poses, payload = inputs(net, (1.0, 1.0, 1.0))
     plain = net.forecast(past, now, poses)[0]
-    assert (net.forecast(past, now, poses, pyramid, present, ones)[0] - plain).abs().max() > 1e-4
+    assert (net.forecast(past, now, poses, payload)[0] - plain).abs().max() > 1e-4
 
 
 def test_every_sample_sees_its_own_guidance_only() -> None:
     net = small_net()
-    whole = net.forecast(*inputs(net))
+    past, now, poses, payload = inputs(net)
+    whole = net.forecast(past, now, poses, payload)
     for i in range(3):
-        alone = net.forecast(*(x[i : i + 1] for x in inputs(net)))
+        row = slice(i, i + 1)
+        own = Payload(*(part if part is None else part[row] for part in payload))
+        alone = net.forecast(past[row], now[row], poses[row], own)
         for a, b in zip(whole, alone, strict=True):
             assert torch.allclose(a[i : i + 1], b, atol=1e-5)
 
@@ -209,9 +215,9 @@ def test_a_stream_that_is_not_present_counts_as_zeros_whatever_it_holds() -> Non
     one = torch.ones(1)
     both = torch.ones(1, 2, dtype=torch.bool)
     only = torch.tensor([[True, False]])
-    assert torch.equal(film(pyramid, only, one), film(zeroed, both, one))
+    assert torch.equal(film(Payload.pooled(pyramid, only, one)), film(Payload.pooled(zeroed, both, one)))
     pyramid[:, :, 1] = float("nan")
-    assert film(pyramid, only, one).isfinite().all()
+    assert film(Payload.pooled(pyramid, only, one)).isfinite().all()
 
 
 def test_layers_are_spread_from_first_to_last() -> None:
@@ -230,7 +236,7 @@ def test_film_matches_the_formula_written_out() -> None:
         h = film.fc2(torch.nn.functional.gelu(film.fc1(film.norm(torch.cat((o, n, (o - n).abs(), o * n))))))
         scale, shift = (h * torch.tanh(film.gate[block]) * 0.6).chunk(2)
         x = torch.randn(1, 3, 8)
-        got = modulate(x, film(pyramid, torch.ones(1, 2, dtype=torch.bool), weight)[block])
+        got = modulate(x, film(Payload.pooled(pyramid, torch.ones(1, 2, dtype=torch.bool), weight))[block])
         assert torch.allclose(got, x * (1 + scale) + shift, atol=1e-6)
 
 

@@ -20,6 +20,7 @@ import torch
 from ..stream.geometry import CanonicalView
 from ..values import Camera, Forecast, Guidance
 from . import model
+from .guidance import Payload
 
 
 class ForecastError(RuntimeError):
@@ -189,14 +190,14 @@ class Forecaster:
             poses = poses + (self._anchored(anchor, newest.pose) - newest.pose)
         past = torch.stack([s.pooled for s in seen[:-1]])
         with torch.inference_mode():
-            extra: tuple[torch.Tensor, ...] = ()
+            payload = None
             if guidance is not None:
-                extra = (
+                payload = Payload.pooled(
                     torch.from_numpy(np.asarray(guidance.pyramid, np.float32)).to(self._device)[None],
                     torch.tensor([guidance.present], device=self._device),
                     torch.tensor([weight], dtype=torch.float32, device=self._device),
                 )
-            displacement, log_sigma, future = self._net.forecast(past[None], newest.full[None], poses[None], *extra)
+            displacement, log_sigma, future = self._net.forecast(past[None], newest.full[None], poses[None], payload)
             surprise = self._surprise(stamps_ns, seen)
             positions = (poses[-1] + displacement[0]).cpu().numpy()
             sigma = log_sigma[0].exp().cpu().numpy()

@@ -14,6 +14,7 @@ from .. import checkpoints
 from ..checkpoints import CheckpointError, Manifest
 from ..values import Camera
 from .encoder import Encoder, EncoderConfig
+from .guidance import Payload
 from .predictor import Predictor, PredictorConfig
 from .readout import MotionReadout, PoseReadout
 
@@ -92,16 +93,14 @@ class ForecastNet(nn.Module):
         past: Tensor,
         now: Tensor,
         poses: Tensor,
-        pyramid: Tensor | None = None,
-        present: Tensor | None = None,
-        weight: Tensor | None = None,
+        payload: Payload | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Pooled past latents [B, context-1, p^2, D], newest latent [B, n, D], poses [B, context, J, 3] (the last one
         is now or the anchor).
 
         Returns displacement [B, T, J, 3] in metres, log sigma [B, T, J], future latents [B, tubelets, p^2, D].
         """
-        future = self.predictor(past, now, pyramid, present, weight)
+        future = self.predictor(past, now, payload)
         displacement, log_sigma = self.motion(future, poses)
         return displacement, log_sigma, future
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import rope
 from .encoder import pool
-from .guidance import Film, modulate
+from .guidance import Film, Payload, modulate
 from .layers import EPS, Block, initialise
 
 
@@ -68,21 +68,19 @@ class Predictor(nn.Module):
         self,
         past: Tensor,
         now: Tensor,
-        pyramid: Tensor | None = None,
-        present: Tensor | None = None,
-        weight: Tensor | None = None,
+        payload: Payload | None = None,
     ) -> Tensor:
         """past: pooled latents of the older frames [B, context - 1, pooled^2, D]; now: full latent of the newest
         frame [B, n, D].
 
-        pyramid [B, L, 2, D_vlm], present [B, 2], weight [B]: guidance per row; rows of weight 0 are unguided.
+        payload: guidance per row; rows of weight 0 are unguided.
         """
         batch, config = now.shape[0], self.config
         modulation: Tensor | list[None] = [None] * config.depth
-        if pyramid is not None and present is not None and weight is not None:
+        if payload is not None:
             if self.film is None:
                 raise ValueError("this predictor was built without guidance")
-            modulation = self.film(pyramid, present, weight)
+            modulation = self.film(payload)
         x = self.embed(torch.cat((past.flatten(1, 2), now), 1))
         q = self.query.expand(batch, config.tubelets * config.pooled**2, -1)
         for block, scale_shift in zip(self.blocks, modulation, strict=True):

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..jepa.guidance import Payload
 from ..jepa.model import ForecastNet
 from .latents import Track
 from .run import Run
@@ -89,8 +90,10 @@ def _guidance(track: Track, now: int, net: ForecastNet, rng: np.random.Generator
 
 def losses(net: ForecastNet, b: Batch) -> tuple[Tensor, dict[str, float]]:
     """The training loss and what the log shows."""
-    guided = (b.pyramid, torch.ones(len(b.weight), 2, dtype=torch.bool), b.weight) if b.pyramid.shape[1] else ()
-    displacement, log_sigma, future = net.forecast(b.past, b.now, b.poses, *guided)
+    payload = None
+    if b.pyramid.shape[1]:
+        payload = Payload.pooled(b.pyramid, torch.ones(len(b.weight), 2, dtype=torch.bool), b.weight)
+    displacement, log_sigma, future = net.forecast(b.past, b.now, b.poses, payload)
     known = b.target.isfinite().all(-1)
     target = torch.where(known[..., None], b.target, 0.0)
     squared = (displacement - target).square().sum(-1)
