@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thinkjepa_ros.jepa import layers, model, rope
-from thinkjepa_ros.jepa.encoder import Encoder, EncoderConfig, pool
+from thinkjepa_ros.jepa.encoder import EncoderConfig
 from thinkjepa_ros.jepa.forecaster import Forecaster, ForecastError, GuidanceError
 from thinkjepa_ros.jepa.guidance import Film, Payload, modulate, spread
 from thinkjepa_ros.jepa.predictor import Predictor, PredictorConfig
@@ -146,32 +146,6 @@ def test_a_block_gives_the_same_rows_when_only_the_last_are_asked_for() -> None:
     whole, (k, v) = block(x, table)
     part, (k2, v2) = block(x, table, only_from=7)
     assert torch.allclose(whole[:, 7:], part, atol=1e-6) and torch.equal(k, k2) and torch.equal(v, v2)
-
-
-# --- encoder ---
-
-
-def test_encoder_patches_equal_a_convolution() -> None:
-    config = EncoderConfig(image_size=64, width=48, depth=1, heads=2)
-    torch.manual_seed(0)
-    encoder = Encoder(config)
-    images = torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8)
-    weight = encoder.patch_embed.weight.view(48, 3, 16, 16)
-    x = ((images.float() - encoder.mean) / encoder.std).permute(0, 3, 1, 2)
-    wanted = torch.nn.functional.conv2d(x, weight, encoder.patch_embed.bias, stride=16).flatten(2).mT
-    for block in encoder.blocks:
-        wanted, _ = block(wanted, (encoder.cos, encoder.sin))
-    assert torch.allclose(encoder(images), encoder.norm(wanted), atol=1e-5)
-
-
-def test_encoder_refuses_another_image_size() -> None:
-    with pytest.raises(ValueError, match="built for"):
-        Encoder(EncoderConfig(image_size=64, width=48, depth=1, heads=2))(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
-
-
-def test_pooling_averages_neighbours_and_keeps_their_order() -> None:
-    x = torch.arange(16.0)[:, None]
-    assert pool(x, 4, 2)[:, 0].tolist() == [2.5, 4.5, 10.5, 12.5]
 
 
 # --- guidance ---

@@ -131,7 +131,7 @@ class Forecaster:
             view = self._views[camera] = CanonicalView(camera, self.camera)
         image = torch.from_numpy(np.ascontiguousarray(view.apply(rgb)))[None].to(self._device)
         with torch.inference_mode():
-            full = self._net.encoder(image)
+            full = self._net.encoder.frames(image)
             self._seen[stamp_ns] = _Seen(
                 full[0], self._net.predictor.pool(full)[0], self._net.pose(full)[0], frame_id, view.metric
             )

@@ -101,7 +101,7 @@ def _compute(
     full, poses = [], []
     with torch.inference_mode():
         for part in images.split(32):
-            full.append(net.encoder(part))
+            full.append(net.encoder.frames(part))
             poses.append(net.pose(full[-1]))
     latents = torch.cat(full)
     thoughts = think(episode) if think else []
