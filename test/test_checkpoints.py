@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from thinkjepa_ros import checkpoints
+from thinkjepa_ros import checkpoints, files
 from thinkjepa_ros.checkpoints import CheckpointError
 from thinkjepa_ros.jepa import model
 from thinkjepa_ros.jepa.encoder import EncoderConfig
@@ -139,7 +139,7 @@ def test_a_configuration_of_anything_is_refused_in_words(folder: Path, field: st
 def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     checkpoints.write_atomically(path, b"old")
-    monkeypatch.setattr(checkpoints.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         checkpoints.write_atomically(path, b"new and longer")
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
