@@ -44,6 +44,8 @@ class EncoderConfig:
     rope: rope.Form = "interleaved"
     rope_grid: int = 0  #: rows and columns are stretched onto a grid of so many (V-JEPA 2.1: 16); 0 leaves them
     attention: Attention = "frame"
+    norm_eps: float = EPS  #: of the layer norms
+    image_patches: bool = False  #: single frames have a patch embedding of their own (V-JEPA 2.1)
     window: int = 0  #: how many tubelets a tubelet sees with causal attention, its own included; 0 for all
 
     def __post_init__(self) -> None:
@@ -93,11 +95,19 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.patch_embed = nn.Linear(3 * config.tubelet * config.patch_size**2, config.width)
-        nn.init.trunc_normal_(self.patch_embed.weight, std=0.02)
-        nn.init.zeros_(self.patch_embed.bias)
+        embeddings = [self.patch_embed]
+        if config.image_patches:
+            self.image_patch_embed = nn.Linear(3 * config.patch_size**2, config.width)
+            embeddings.append(self.image_patch_embed)
+        for embedding in embeddings:
+            nn.init.trunc_normal_(embedding.weight, std=0.02)
+            nn.init.zeros_(embedding.bias)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         initialise(self.blocks)
-        self.norm = nn.LayerNorm(config.width, eps=EPS)
+        self.norm = nn.LayerNorm(config.width)
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = config.norm_eps
         self._folded: dict[bool, _Folded] = {}
         self._tables: dict[tuple[Any, ...], rope.Rope] = {}
 
@@ -182,30 +192,30 @@ class Encoder(nn.Module):
         return positions
 
     def _patch_weights(self, still: bool) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the patch embedding for raw pixels; `still` for a tubelet filled with one frame."""
-        weight, bias = self.patch_embed.weight, self.patch_embed.bias
+        """Weight and bias of the patch embedding for raw pixels; `still` for a single frame."""
+        embedding = self.image_patch_embed if still and self.config.image_patches else self.patch_embed
+        weight, bias = embedding.weight, embedding.bias
         if weight.requires_grad or bias.requires_grad or weight.is_inference() or bias.is_inference():
-            return self._fold(still)  # what training changes, or what does not count its changes
+            return self._fold(weight, bias, still)  # what training changes, or what does not count its changes
         held = self._folded.get(still)
         if held is None or not held.made_of(weight, bias):
             with torch.inference_mode(False):
-                made = self._fold(still)
+                made = self._fold(weight, bias, still)
             held = _Folded(*made, weight.detach(), bias.detach(), weight._version, bias._version)
             self._folded[still] = held
         return held.weight, held.bias
 
-    def _fold(self, still: bool) -> tuple[Tensor, Tensor]:
+    def _fold(self, weight: Tensor, bias: Tensor, still: bool) -> tuple[Tensor, Tensor]:
         """(x - mean) / std followed by the patch embedding is one linear map of x: W / std and b - W mean / std.
 
         In float64, since the terms of the bias nearly cancel, and with the bias of the rounded W / std, so that an
         average pixel stays at zero whatever the type.
         """
         patch = self.config.patch_size
-        weight, bias = self.patch_embed.weight, self.patch_embed.bias
-        w = weight.double().view(-1, 3, self.config.tubelet, patch, patch).permute(0, 2, 3, 4, 1)
+        w = weight.double().view(len(weight), 3, -1, patch, patch).permute(0, 2, 3, 4, 1)
         w = w / torch.tensor(STD, dtype=torch.float64, device=w.device)
         if still:
-            w = w.sum(1, keepdim=True)
+            w = w.sum(1, keepdim=True)  # the same frame fills the tubelet
         w = w.to(weight.dtype)
         b = bias.double() - (w.double() * torch.tensor(MEAN, dtype=torch.float64, device=w.device)).flatten(1).sum(1)
         return w.flatten(1), b.to(bias.dtype)
