@@ -133,7 +133,10 @@ def test_whatever_the_metadata_says_the_answer_is_a_part_or_a_sentence(words: di
         assert "x.safetensors" in str(error)
 
 
-def test_vectors_of_any_file_are_read_by_their_prefix(tmp_path: Path) -> None:
+@pytest.mark.parametrize("padding", range(0, 256, 8))
+def test_vectors_are_read_whatever_the_length_of_their_header(tmp_path: Path, padding: int) -> None:
+    """Its first byte takes every possible value here, among them the one that pickles begin with."""
     tensors = {f"w.{name}": tensor for name, tensor in STATE.items()} | {"x": torch.zeros(1, 4, 6)}
-    save_file(tensors, tmp_path / "v.safetensors", {"num_heads": "2", "img_size": "(32, 32)"})
+    words = {"num_heads": "2", "img_size": "(32, 32)", "padding": " " * padding}
+    save_file(tensors, tmp_path / "v.safetensors", words)
     assert imported(read(tmp_path / "v.safetensors")).config.rows == 2

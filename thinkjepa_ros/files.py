@@ -128,13 +128,14 @@ def read_header(path: Path) -> dict[str, Entry]:
         start = file.read(8)
         if not start:
             raise refuse("it is empty")
-        if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-            raise CheckpointError(
-                f"{path}: a pickle (PyTorch .pt) and not safetensors; it could run code and is never read here. "
-                "Turn it into a checkpoint with `thinkjepa import`."
-            )
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length > size - 8:
+            # only now: the length of a good header may begin with the byte of a pickle
+            if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+                raise CheckpointError(
+                    f"{path}: a pickle (PyTorch .pt) and not safetensors; it could run code and is never read here. "
+                    "Turn it into a checkpoint with `thinkjepa import`."
+                )
             raise refuse("it is cut, or something else")
         if length > _MAX_HEADER_BYTES:
             raise refuse(f"its header is larger than {_MAX_HEADER_BYTES >> 20} MiB")
