@@ -1,10 +1,8 @@
 """Readouts: where the joints are (from one frame's latent) and how they will move (from the predicted latents).
 
 Plain pooling cannot localise, so the present is read by soft-argmax: each joint attends over the token grid, every
-token votes for an image
-place near itself and for a depth, and the vote is lifted to metres with the canonical camera. A small correction
-across joints follows,
-which places the joints that are hidden.
+token votes for an image place near itself and for a depth, and the vote is lifted to metres with the canonical camera.
+A small correction across joints follows, which places the joints that are hidden.
 """
 
 from __future__ import annotations
@@ -15,6 +13,20 @@ from torch import Tensor, nn
 
 from ..values import Camera
 from .layers import EPS
+
+#: Metres in front of the camera where joints are looked for first: a table at arm's length.
+MEDIAN_DEPTH = 0.6
+
+
+def track(poses: Tensor) -> Tensor:
+    """Poses [B, context, J, 3], the last one now, as [B, context * J * 3]: earlier ones relative to now, then now."""
+    now = poses[:, -1:]
+    return torch.cat((4 * (poses[:, :-1] - now), now), 1).flatten(1)  # motion is small beside position
+
+
+def bounded_log_sigma(raw: Tensor) -> Tensor:
+    """log sigma around 5 cm, between 0.05 mm and 37 cm: one surprising sample must not blow up the likelihood."""
+    return raw.clamp(-7, 2) - 3.0
 
 
 class PoseReadout(nn.Module):
@@ -55,7 +67,7 @@ class PoseReadout(nn.Module):
         vote = self.place(h).float().unflatten(-1, (self.joints, 4))  # [B, n, J, 4]
         attention = vote[..., :1].softmax(1)
         cell = (attention * (self.cells[:, None] + vote[..., 1:3])).sum(1)  # [B, J, 2]
-        depth = 0.6 * (attention * vote[..., 3:]).sum(1).clamp(-2, 2).exp()  # a table at arm's length is the prior
+        depth = MEDIAN_DEPTH * (attention * vote[..., 3:]).sum(1).clamp(-2, 2).exp()
         ray = torch.cat((cell * self.lens[0] + self.lens[1], torch.ones_like(depth)), -1)
         seen = ray * depth
         feature = torch.einsum("bnj,bnf->bjf", attention[..., 0], self.value(h).float())
@@ -95,11 +107,9 @@ class MotionReadout(nn.Module):
 
     def forward(self, future: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
         """future [B, tubelets, tokens, D]; poses [B, context, J, 3] in metres, the last one is now."""
-        now = poses[:, -1:]
-        track = torch.cat((4 * (poses[:, :-1] - now), now), 1).flatten(1)  # motion is small beside position
-        x = F.gelu(self.token(self.squeeze(future).flatten(2)) + self.pose(track)[:, None] + self.time)
+        x = F.gelu(self.token(self.squeeze(future).flatten(2)) + self.pose(track(poses))[:, None] + self.time)
         x = x + F.gelu(self.summary(x.mean(1, keepdim=True)))
         for mix in self.mix:
             x = x + F.gelu(mix(x.transpose(1, 2)).transpose(1, 2))
         out = self.out(x).float().unflatten(-1, (self.steps, self.joints, 4)).flatten(1, 2)
-        return out[..., :3], out[..., 3].clamp(-7, 2) - 3.0
+        return out[..., :3], bounded_log_sigma(out[..., 3])
