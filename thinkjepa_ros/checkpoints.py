@@ -24,9 +24,11 @@ from .files import (
     MAX_BYTES,
     CheckpointError,
     Entry,
+    Progress,
     in_words,
     read_header,
     read_json,
+    refuse_pickle,
     replacing,
     sha256_of,
     short,
@@ -68,14 +70,19 @@ class Manifest:
     source: dict[str, Any] = field(default_factory=dict)  #: what it was imported from: file names, SHA-256
 
 
-def save(folder: str | Path, manifest: Manifest, state: dict[str, torch.Tensor]) -> None:
-    """Write a checkpoint folder. The manifest is written last: a folder without a matching one does not load."""
+def save(
+    folder: str | Path, manifest: Manifest, state: dict[str, torch.Tensor], progress: Progress | None = None
+) -> None:
+    """Write a checkpoint folder. The manifest is written last: a folder without a matching one does not load.
+
+    progress counts the bytes hashed after they were written.
+    """
     from safetensors.torch import save_file
 
     folder = Path(folder)
     with replacing(folder / WEIGHTS) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary)
-        digest = sha256_of(temporary)
+        digest = sha256_of(temporary, progress)
     record = {
         "format": FORMAT,
         "kind": manifest.kind,
@@ -147,6 +154,7 @@ def verified_file(folder: str | Path, name: str, manifest: Manifest) -> Path:
             )
         if path.stat().st_size > MAX_BYTES:
             raise CheckpointError(f"{path}: larger than {MAX_BYTES >> 30} GiB.")
+        refuse_pickle(path)
         have = sha256_of(path)
     want = manifest.sha256.get(name)
     if not isinstance(want, str) or not _HASH.fullmatch(want):

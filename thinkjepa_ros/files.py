@@ -114,6 +114,18 @@ def read_json(path: Path, data: bytes) -> dict[str, Any]:
     return record
 
 
+def refuse_pickle(path: Path) -> None:
+    """Raise CheckpointError, naming the remedy, where a PyTorch file stands in the place of safetensors."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    # The length of a good header may begin with the byte of a pickle; its JSON begins with a brace.
+    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[8:] != b"{"):
+        raise CheckpointError(
+            f"{path}: a pickle (PyTorch .pt) and not safetensors; it could run code and is never read here. "
+            "Turn it into a checkpoint with `thinkjepa import`."
+        )
+
+
 def read_header(path: Path) -> dict[str, Entry]:
     """The tensors of a safetensors file, from its header alone, which must describe every byte. Raises CheckpointError.
 
@@ -130,12 +142,6 @@ def read_header(path: Path) -> dict[str, Entry]:
             raise refuse("it is empty")
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length > size - 8:
-            # only now: the length of a good header may begin with the byte of a pickle
-            if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-                raise CheckpointError(
-                    f"{path}: a pickle (PyTorch .pt) and not safetensors; it could run code and is never read here. "
-                    "Turn it into a checkpoint with `thinkjepa import`."
-                )
             raise refuse("it is cut, or something else")
         if length > _MAX_HEADER_BYTES:
             raise refuse(f"its header is larger than {_MAX_HEADER_BYTES >> 20} MiB")

@@ -163,17 +163,16 @@ def _file(path: Path, progress: Progress | None) -> Source:
         raise SourceError(f"{path}: larger than {MAX_BYTES >> 30} GiB.")
     if not start.strip(b"\0"):
         raise SourceError(f"{path}: {'all zeros' if start else 'empty'}, so cut in a download. Download it again.")
-    for magic, what in _NO_WEIGHTS.items():
-        if start.startswith(magic):
-            raise SourceError(f"{path}: {what}.")
-    if start[257:262] == b"ustar":
-        raise SourceError(f"{path}: a tar archive; unpack it first and give the weight file in it.")
-    if start[:4] == _ZIP or start[:1] == b"\x80":
-        source = _pickle(path)
-    elif start[8:9] == b"{":
+    if start[5:9] == b"\0\0\0{":  # first: the length of the header may begin with the byte of a pickle
         source = _safetensors(path)
+    elif start[:4] == _ZIP or start[:1] == b"\x80":
+        source = _pickle(path)
+    elif start[257:262] == b"ustar":
+        raise SourceError(f"{path}: a tar archive; unpack it first and give the weight file in it.")
     else:
-        raise SourceError(f"{path}: neither safetensors nor a PyTorch file. Give the file as it was published.")
+        what = next((what for magic, what in _NO_WEIGHTS.items() if start.startswith(magic)), None)
+        what = what or "neither safetensors nor a PyTorch file; give it as it was published"
+        raise SourceError(f"{path}: {what}.")
     source.sections = {name: _unwrapped(path, state) for name, state in source.sections.items()}
     source.sha256 = {path.name: sha256_of(path, progress)}
     return source
@@ -212,7 +211,8 @@ def _pickle(path: Path) -> Source:
         wanted = re.search(r"GLOBAL ([\w.]{1,100})", str(error))
         what = wanted[1] if wanted else "not made by torch"
         raise SourceError(
-            f"{path}: a pickle that holds more than tensors and numbers ({what}); it could run code and is not read. Save its state dicts alone, or get a .safetensors."
+            f"{path}: a pickle that holds more than tensors and numbers ({what}); it could run code and is not read. "
+            "Save its state dicts alone, or get a .safetensors."
         ) from None
     except Exception as error:  # a made-up file: torch raises whatever it stumbles over
         reason = (str(error).splitlines() or [repr(error)])[0][:120]
