@@ -1,21 +1,15 @@
 """The network: causal, per sample, deterministic, and nothing when there is no guidance."""
 
-import dataclasses
 import math
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from thinkjepa_ros.jepa import layers, model, rope
 from thinkjepa_ros.jepa.encoder import EncoderConfig
-from thinkjepa_ros.jepa.forecaster import Forecaster, ForecastError, GuidanceError
 from thinkjepa_ros.jepa.guidance import Film, Payload, modulate, spread
 from thinkjepa_ros.jepa.predictor import Predictor, PredictorConfig
 from thinkjepa_ros.train.mini import canonical_camera
-from thinkjepa_ros.values import Camera, Guidance
 
 JOINTS = tuple(f"right_{i}" for i in range(5))
 
@@ -40,11 +34,6 @@ def small_net(seed: int = 0, gate: float = 0.7) -> model.ForecastNet:
     return net.eval().requires_grad_(False)
 
 
-def guidance(seed: int = 0, **changes: object) -> Guidance:
-    pyramid = np.random.default_rng(seed).normal(size=(3, 2, 20)).astype(np.float32)
-    return dataclasses.replace(Guidance(pyramid, (0, 1, 2), 0, 10.0), **changes)
-
-
 def inputs(
     net: model.ForecastNet, weight: tuple[float, ...] = (1.0, 0.4, 0.0)
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Payload]:
@@ -60,15 +49,6 @@ def inputs(
             torch.tensor(weight),
         ),
     )
-
-
-def frames(net: model.ForecastNet, count: int, seed: int = 3) -> list[np.ndarray]:
-    size = net.config.encoder.image_size
-    return list(np.random.default_rng(seed).integers(0, 255, (count, size, size, 3), dtype=np.uint8))
-
-
-def forecaster(net: model.ForecastNet) -> Forecaster:
-    return Forecaster(net, "small", "test", trained=True)
 
 
 # --- rotary positions ---
@@ -234,141 +214,3 @@ def test_predictor_equals_one_masked_attention_over_all_tokens() -> None:
         x = x + b.fc2(torch.nn.functional.gelu(b.fc1(b.norm2(x))))
     wanted = p.out(p.norm(x[:, 24:])).view(1, 2, 4, 12)
     assert torch.allclose(p(past, now), wanted, atol=1e-5)
-
-
-# --- forecaster ---
-
-
-def test_a_later_frame_changes_nothing_of_an_earlier_forecast() -> None:
-    net = small_net()
-    images = frames(net, 6)
-    results = []
-    for later in (images[5], 255 - images[5]):
-        f = forecaster(net)
-        for i, image in enumerate([*images[:5], later]):
-            f.observe(i, image, net.config.camera)
-        results.append(f.forecast([1, 2, 3, 4]))
-    assert np.array_equal(results[0].positions, results[1].positions)
-
-
-def test_the_same_window_gives_the_same_bits_whatever_came_before() -> None:
-    net = small_net()
-    images = frames(net, 8)
-    a, b = forecaster(net), forecaster(net)
-    for i in range(8):
-        a.observe(i, images[i], net.config.camera)
-        a.knows(i - 3) and a.forecast([i - 3, i - 2, i - 1, i])
-    for i in (4, 5, 6, 7):
-        b.observe(i, images[i], net.config.camera)
-    assert np.array_equal(a.forecast([4, 5, 6, 7]).positions, b.forecast([4, 5, 6, 7]).positions)
-
-
-def test_weight_zero_is_exactly_unguided_and_full_weight_is_not() -> None:
-    net = small_net()
-    f = forecaster(net)
-    for i, image in enumerate(frames(net, 4)):
-        f.observe(i, image, net.config.camera)
-    window = [0, 1, 2, 3]
-    plain, off, on = (
-        f.forecast(window),
-        f.forecast(window, guidance(), 0.0),
-        f.forecast(window, guidance(), 1.0, guidance_age_s=0.5),
-    )
-    assert (
-        np.array_equal(plain.positions, off.positions) and off.guidance_weight == 0 and math.isnan(off.guidance_age_s)
-    )
-    assert np.abs(on.positions - plain.positions).max() > 1e-5 and on.guidance_age_s == 0.5
-
-
-def test_an_anchor_moves_the_present_and_missing_joints_come_from_the_image() -> None:
-    net = small_net()
-    f = forecaster(net)
-    for i, image in enumerate(frames(net, 4)):
-        f.observe(i, image, net.config.camera)
-    anchor = np.full((5, 3), 0.5, np.float32)
-    anchor[2] = np.nan
-    free, tied = f.forecast([0, 1, 2, 3]), f.forecast([0, 1, 2, 3], anchor=anchor)
-    assert tied.anchored and not free.anchored
-    assert np.allclose(tied.present[[0, 1, 3, 4]], 0.5) and np.array_equal(tied.present[2], free.present[2])
-    with pytest.raises(ValueError, match="anchor is"):
-        f.forecast([0, 1, 2, 3], anchor=anchor[:3])
-
-
-def test_surprise_appears_once_a_prediction_can_be_checked() -> None:
-    net = small_net()
-    f = forecaster(net)
-    surprises = []
-    for i, image in enumerate(frames(net, 8)):
-        f.observe(i, image, net.config.camera)
-        if i >= 3:
-            surprises.append(f.forecast([i - 3, i - 2, i - 1, i]).surprise)
-    assert [math.isnan(s) for s in surprises] == [True, True, False, False, False]
-    f.forget()
-    assert not f.knows(7)
-
-
-def test_forecaster_refuses_what_it_cannot_answer() -> None:
-    net = small_net()
-    f = forecaster(net)
-    for i, image in enumerate(frames(net, 4)):
-        f.observe(i, image, net.config.camera)
-    with pytest.raises(ForecastError, match="was not observed"):
-        f.forecast([1, 2, 3, 9])
-    with pytest.raises(ForecastError, match="needs 4"):
-        f.forecast([2, 3])
-    with pytest.raises(ForecastError, match="weight"):
-        f.forecast([0, 1, 2, 3], guidance(), math.nan)
-    with pytest.raises(GuidanceError, match="pyramid is"):
-        f.forecast([0, 1, 2, 3], guidance(pyramid=np.zeros((2, 2, 20), np.float32)), 1.0)
-    with pytest.raises(GuidanceError, match="finite"):
-        f.check_guidance(guidance(pyramid=np.full((3, 2, 20), np.inf, np.float32)))
-    for bad in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((0, 8, 3), np.uint8), None):
-        with pytest.raises(ValueError, match="image must be"):
-            f.observe(9, bad)  # type: ignore[arg-type]
-    assert f.knows(3) and not f.knows(9)
-
-
-def test_output_that_is_not_finite_is_refused() -> None:
-    net = small_net()
-    net.motion.out.bias.fill_(float("nan"))
-    f = forecaster(net)
-    for i, image in enumerate(frames(net, 4)):
-        f.observe(i, image, net.config.camera)
-    with pytest.raises(ForecastError, match="not finite"):
-        f.forecast([0, 1, 2, 3])
-
-
-def test_without_intrinsics_a_forecast_says_that_its_scale_is_a_guess() -> None:
-    net = small_net()
-    f = forecaster(net)
-    for i, image in enumerate(frames(net, 4)):
-        f.observe(i, image, None)
-    assert not f.forecast([0, 1, 2, 3]).metric
-
-
-def test_memory_is_bounded() -> None:
-    net = small_net()
-    f = Forecaster(net, "small", "test", True, remember=6)
-    image = frames(net, 1)[0]
-    for i in range(40):
-        f.observe(i, image, Camera(64, 64, 60.0 + i, 60, 31.5, 31.5))
-    assert not f.knows(33) and f.knows(34)
-    assert len(f._views) <= 9
-
-
-def test_warm_up_leaves_nothing_behind() -> None:
-    f = forecaster(small_net())
-    f.warm_up()
-    assert not f.knows(0)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.floats(-100, 100), st.floats(0, 50))
-def test_guidance_fades_from_one_to_zero(age_s: float, valid_for_s: float) -> None:
-    g = guidance(stamp_ns=10**12, valid_for_s=valid_for_s)
-    w = g.weight(10**12 + round(age_s * 1e9))
-    assert 0.0 <= w <= 1.0
-    if age_s < -1e-6 or age_s >= valid_for_s + 1e-6:
-        assert w == 0.0
-    elif 0 <= age_s < valid_for_s * 0.49:
-        assert w == 1.0

@@ -19,7 +19,7 @@ from rich.progress import track
 from ..data.episode import PHASES, Episode
 from ..jepa.forecaster import Forecaster
 from ..train.clips import Grid, load_folder
-from ..values import Guidance
+from ..values import Frame, Guidance
 from . import baselines, metrics
 from .bootstrap import Interval, bootstrap_mean, paired_bootstrap
 
@@ -78,23 +78,23 @@ def _one(
     grid = np.arange(stamps[0], stamps[-1] + 1, f.step_ns)
     frames = Grid.of(stamps, f.step_ns).index
     every = max(1, round(ORIGIN_EVERY_S * 1e9 / f.step_ns))
-    origins = range(f.context - 1, len(grid) - 1, every)
-    times = -np.arange(f.context - 1, -1, -1) * f.step_ns * 1e-9
+    origins = range(f.window - 1, len(grid) - 1, every)
+    times = (-np.arange(f.window - 1, -1, -1) * f.step_ns * 1e-9)[f.estimated]
     said = thoughts(episode) if thoughts else []
-    f.forget()
+    f.reset()
     for k, i in enumerate(frames):
-        f.observe(int(grid[k]), episode.frames[int(i)], episode.camera)
+        f.observe(Frame(episode.frames[int(i)], int(grid[k])), episode.camera)
     for k in origins:
-        window = [int(s) for s in grid[k + 1 - f.context : k + 1]]
-        true_past = np.stack(
-            [episode.points_in_camera(int(i), int(frames[k])) for i in frames[k + 1 - f.context : k + 1]]
-        )
+        window = [int(s) for s in grid[k + 1 - f.window : k + 1]]
+        read = frames[k + 1 - f.window : k + 1][f.estimated]
+        true_past = np.stack([episode.points_in_camera(int(i), int(frames[k])) for i in read])
         now = true_past[-1]
         ahead = np.full((f.horizon, *now.shape), np.nan)
         known = frames[k + 1 : k + 1 + f.horizon]
         ahead[: len(known)] = episode.points_in_camera(known, int(frames[k]))
+        f.guide(None)
         free, anchored = f.forecast(window), f.forecast(window, anchor=now)
-        estimates = np.stack([f.estimate(s) for s in window])
+        estimates = np.stack([f.estimate(s) for s in window[f.estimated]])
         out.episode.append(number)
         out.phase.append(int(episode.phases[frames[k]]))
         out.truth.append(ahead)
@@ -112,19 +112,20 @@ def _one(
             out.add(DAMPED + suffix, baselines.damped_velocity(past[None], times[None], f.step_ns * 1e-9, f.horizon)[0])
         if thoughts:
             newest = [g for g in said if g.stamp_ns <= window[-1] - 200_000_000]
-            out.add(GUIDED, f.forecast(window, newest[-1], 1.0).positions if newest else free.positions)
+            f.guide(newest[-1] if newest else None)
+            out.add(GUIDED, f.forecast(window).positions)
     if not controls:
         return
     black = np.zeros((episode.camera.height, episode.camera.width, 3), np.uint8)
     for name, picture in ((BLACK, lambda i: black), (FOREIGN, lambda i: foreign.frames[int(i) % len(foreign)])):
-        f.forget()
+        f.reset()
         for k, i in enumerate(frames):
-            f.observe(int(grid[k]), picture(i), episode.camera)
+            f.observe(Frame(picture(i), int(grid[k])), episode.camera)
         for k in origins:
-            result = f.forecast([int(s) for s in grid[k + 1 - f.context : k + 1]])
+            result = f.forecast([int(s) for s in grid[k + 1 - f.window : k + 1]])
             out.add(name, result.positions)
             out.present.setdefault(name, []).append(result.present)
-    f.forget()
+    f.reset()
 
 
 @dataclass(frozen=True)

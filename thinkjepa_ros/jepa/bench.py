@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..values import Guidance
+from ..values import Frame, Guidance
 from .forecaster import Forecaster
 
 
@@ -36,12 +36,12 @@ def bench(model: Path, device: str = "cpu", threads: int = 1, seconds: float = 3
     f.warm_up()
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (480, 640, 3), dtype=np.uint8)
-    window = [k * f.step_ns for k in range(f.context)]
+    window = [k * f.step_ns for k in range(f.window)]
     for stamp in window:
-        f.observe(stamp, image)
+        f.observe(Frame(image, stamp))
 
     def observe() -> None:
-        f.observe(window[-1], image)
+        f.observe(Frame(image, window[-1]))
         if device.startswith("cuda"):  # it only queues work; a forecast waits for its own result
             torch.cuda.synchronize(device)
 
@@ -53,7 +53,13 @@ def bench(model: Path, device: str = "cpu", threads: int = 1, seconds: float = 3
         layers, width = f.guidance_shape
         pyramid = rng.normal(size=(layers, 2, width)).astype(np.float32)
         guidance = Guidance(pyramid, tuple(range(layers)), window[-1], 1.0)
-        parts["a forecast, guided"] = lambda: f.forecast(window, guidance, 1.0)
+
+        def guided() -> None:
+            f.guide(guidance)
+            f.forecast(window)
+            f.guide(None)
+
+        parts["a forecast, guided"] = guided
     times = {name: measure(call, seconds) for name, call in parts.items()}
     table = Table(title=f"{f.model_id} on {device}, {threads} thread(s), {seconds:g} s each")
     for column in ("part", "p50 ms", "p99 ms", "times the frame"):

@@ -1,10 +1,8 @@
-"""Streaming inference: frames in one by one, forecasts out. This is what the predictor node talks to.
+"""Streaming inference: frames and guidance in, forecasts out. This is what the predictor node talks to.
 
-Every frame is encoded once, alone, when it is first needed; its latent and its pose estimate are kept by stamp. A
-forecast then runs
-only the predictor over the latents of its window, so that it costs the same at any camera rate and depends on nothing
-but the window.
-Batches are never formed: the same window gives the same bits whatever came before.
+A frame is kept by stamp: its latent, where the model sees frames one by one, else its image. A forecast takes the
+window of frames that it is asked for and depends on nothing else but the guidance: the same window gives the same bits
+whatever came before.
 """
 
 from __future__ import annotations
@@ -13,14 +11,19 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ..stream.frames import Gap, on_grid
 from ..stream.geometry import CanonicalView
-from ..values import Camera, Forecast, Guidance
-from . import model
-from .guidance import Payload
+from ..values import Camera, Forecast, Frame, Guidance
+from . import model, precision
+from .compiled import Prepared, prepare
+from .sight import Context, sight_of
+from .step import Foresee, unpack
 
 
 class ForecastError(RuntimeError):
@@ -32,16 +35,14 @@ class GuidanceError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Seen:
-    full: torch.Tensor  # [n, D]
-    pooled: torch.Tensor  # [p^2, D]
-    pose: torch.Tensor  # [J, 3]
+class _Kept:
+    seen: Any  # what the sight keeps of a frame
     frame_id: str
     metric: bool
 
 
 class Forecaster:
-    """A loaded model and the latents of recent frames. One thread owns it."""
+    """A loaded model, the frames of the last seconds and the guidance in force. One thread owns it."""
 
     def __init__(
         self,
@@ -51,19 +52,40 @@ class Forecaster:
         trained: bool,
         device: str = "cpu",
         remember: int = 256,
+        choice: precision.Choice | None = None,
+        compile: bool = False,
     ):
-        """remember: how many frames' latents are kept; at least the context."""
+        """remember: how many frames are kept; at least a window. choice: the type to compute in, float32 if None; the
+        readouts stay in float32. compile: use torch.compile, from `warm_up` on.
+        """
         config = net.config
+        self.choice = choice or precision.Choice(torch.float32, "the default")
         self._device = model.torch_device(device)
-        self._net = net.to(self._device).eval().requires_grad_(False)
-        self._seen: OrderedDict[int, _Seen] = OrderedDict()
-        self._expected: OrderedDict[int, torch.Tensor] = (
-            OrderedDict()
-        )  # stamp -> predicted latent of the tubelet that follows
-        self._remember = max(remember, config.predictor.context)
+        self._net = net.to(self._device).eval().requires_grad_(False).compute_in(self.choice.dtype)
+        self._compile = compile
+        self._sight = sight_of(self._net)
+        self._foresee = Prepared(Foresee(self._net), "eager")
+        self._frames: OrderedDict[int, _Kept] = OrderedDict()
+        self._poses: dict[int, Tensor] = {}  # stamp -> joints, where the newest window has an estimate
+        # stamp -> predicted latent of the tubelet that follows
+        self._expected: OrderedDict[int, Tensor] = OrderedDict()
+        self._guidance: Guidance | None = None
+        self._states: tuple[Tensor, ...] = ()  # of the guidance, on the device
+        width, p = config.encoder.width, config.predictor
+        self._no_anchor = self._nan(len(config.joint_names), 3)
+        self._no_expectation = self._nan(p.pooled**2, width)
+        self._no_guidance: tuple[Tensor, ...] = ()
+        if p.guide_layers:
+            states = torch.zeros(1, p.guide_layers, 2, p.guide_width, dtype=self.choice.dtype, device=self._device)
+            nobody = torch.zeros(1, 2, dtype=torch.bool, device=self._device)
+            self._no_guidance = (states, nobody, states[:, 0, 0, 0])
+        self._remember = max(remember, config.frames)
         self._views: dict[Camera | None, CanonicalView] = {}
         self.step_ns = round(config.step_s * 1e9)
-        self.context = config.predictor.context
+        self.window = config.frames  #: frames of a window, one per grid step
+        per_latent = config.frames_per_latent
+        #: the frames of a window that have an estimate of the joints: those that end a latent of the context
+        self.estimated = slice(self.window - p.context + per_latent - 1, None, per_latent)
         self.horizon = config.horizon
         self.joint_names = config.joint_names
         self.camera = config.camera
@@ -72,10 +94,21 @@ class Forecaster:
         self.domain = domain
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> Forecaster:
-        """Load a checkpoint folder. Raises CheckpointError or ValueError (device)."""
+    def load(cls, path: str | Path, device: str = "cpu", dtype: str = "float32", compile: bool = False) -> Forecaster:
+        """Load a checkpoint folder. dtype: see `precision.choose`.
+
+        Raises CheckpointError or ValueError (device, dtype)."""
         net, manifest = model.load(path)
-        return cls(net, manifest.model_id, manifest.domain, manifest.trained, device)
+        choice = precision.choose(model.torch_device(device), dtype, net.config.encoder.width)
+        return cls(net, manifest.model_id, manifest.domain, manifest.trained, device, choice=choice, compile=compile)
+
+    @property
+    def words(self) -> str:
+        """How it computes, for a log."""
+        return (
+            f"{self._device}, {self.choice.name} ({self.choice.reason}); "
+            f"seeing {self._sight.look.words}, forecasting {self._foresee.words}"
+        )
 
     @property
     def guidance_shape(self) -> tuple[int, int] | None:
@@ -83,21 +116,80 @@ class Forecaster:
         p = self._net.config.predictor
         return (p.guide_layers, p.guide_width) if p.guide_layers else None
 
+    @property
+    def guidance(self) -> Guidance | None:
+        """The guidance held, whatever its age."""
+        return self._guidance
+
     def warm_up(self) -> None:
-        """Run everything once, so that the first frame does not pay for lazy initialisation. Leaves nothing behind."""
+        """Capture or compile the two halves of a step and run everything once, so that the first frame does not pay for
+        it. Leaves nothing behind.
+        """
+        self.reset()
+        self._sight.prepare(self._device, self._compile)
+        self._foresee = prepare(Foresee(self._net), self._blank(), self._compile)
         size = self.camera.width
-        stamps = [i * self.step_ns for i in range(self.context)]
+        stamps = [i * self.step_ns for i in range(self.window)]
         for stamp in stamps:
-            self.observe(stamp, np.zeros((size, size, 3), np.uint8), self.camera)
-        guidance = None
+            self.observe(Frame(np.zeros((size, size, 3), np.uint8), stamp), self.camera)
+        self.forecast(stamps)
         if self.guidance_shape:
             layers, width = self.guidance_shape
-            guidance = Guidance(np.zeros((layers, 2, width), np.float32), tuple(range(layers)), stamps[-1], 1.0)
-        self.forecast(stamps, guidance, 1.0)
-        self.forget()
+            self.guide(Guidance(np.zeros((layers, 2, width), np.float32), tuple(range(layers)), stamps[-1], 1.0))
+            self.forecast(stamps)
+        self.reset()
+
+    def _blank(self) -> tuple[Tensor, ...]:
+        """Inputs of `Foresee` that mean nothing, in their shapes and types."""
+        c, joints = self._net.config, len(self.joint_names)
+        e, p = c.encoder, c.predictor
+        shapes = ((e.grid**2, e.width), (p.latents, p.pooled**2, e.width), (p.latents, joints, 3))
+        kinds = (self.choice.dtype, self.choice.dtype, torch.float32)
+        zeros = [torch.zeros(s, dtype=k, device=self._device) for s, k in zip(shapes, kinds, strict=True)]
+        return (*zeros, self._no_anchor, self._no_expectation, *self._no_guidance)
+
+    def observe(self, frame: Frame, camera: Camera | None = None) -> None:
+        """Take in one frame; in any order. camera: its intrinsics; without them the scale is a guess and forecasts say
+        so.
+
+        Raises ValueError on an image that is not one.
+        """
+        rgb = frame.rgb
+        if not (
+            isinstance(rgb, np.ndarray) and rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3 and rgb.size
+        ):
+            shape = getattr(rgb, "shape", None)
+            raise ValueError(
+                f"the image must be uint8 [H, W, 3], it is {getattr(rgb, 'dtype', type(rgb).__name__)} {shape}"
+            )
+        view = self._views.get(camera)
+        if view is None:
+            if len(self._views) > 8:  # a stream of ever-changing calibrations must not fill the memory
+                self._views.clear()
+            view = self._views[camera] = CanonicalView(camera, self.camera)
+        image = self._to_device(view.apply(rgb))
+        with torch.inference_mode():
+            self._frames[frame.stamp_ns] = _Kept(self._sight.take(image), frame.frame_id, view.metric)
+        self._frames.move_to_end(frame.stamp_ns)
+        while len(self._frames) > self._remember:
+            self._frames.popitem(last=False)
+
+    def knows(self, stamp_ns: int) -> bool:
+        """Whether this frame was observed and is not forgotten."""
+        return stamp_ns in self._frames
+
+    def estimate(self, stamp_ns: int) -> np.ndarray:
+        """Where the model sees the joints at a frame of the newest window, float32 [J, 3], metres, in that frame's
+        optical frame. Which frames have one says `estimated`.
+
+        Raises ForecastError for another frame.
+        """
+        if stamp_ns not in self._poses:
+            raise ForecastError(f"the newest window has no estimate of the joints at {stamp_ns} ns")
+        return np.asarray(self._poses[stamp_ns].cpu().numpy())
 
     def check_guidance(self, guidance: Guidance) -> None:
-        """Raises GuidanceError naming the field that does not fit."""
+        """Raises GuidanceError naming the field that does not fit. May be called from any thread."""
         if self.guidance_shape is None:
             raise GuidanceError(
                 f"{self.model_id} was built without guidance; use a guided checkpoint or switch the thinker off"
@@ -111,134 +203,116 @@ class Forecaster:
         if not np.isfinite(guidance.pyramid).all():
             raise GuidanceError("pyramid holds values that are not finite")
 
-    def observe(self, stamp_ns: int, rgb: np.ndarray, camera: Camera | None = None, frame_id: str = "") -> None:
-        """Encode one frame. rgb uint8 [H, W, 3]. camera: its intrinsics; without them the scale is a guess and
-        forecasts say so.
+    def guide(self, guidance: Guidance | None) -> None:
+        """Be guided by this from now on, instead of what was held; None drops it.
 
-        Raises ValueError on an image that is not one.
+        Its weight follows from the end of each window (`Guidance.weight`): it fades, expires, and does not count for
+        windows that end before its stamp. Raises GuidanceError, and then keeps what was held.
         """
-        if not (
-            isinstance(rgb, np.ndarray) and rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3 and rgb.size
-        ):
-            shape = getattr(rgb, "shape", None)
-            raise ValueError(
-                f"the image must be uint8 [H, W, 3], it is {getattr(rgb, 'dtype', type(rgb).__name__)} {shape}"
-            )
-        view = self._views.get(camera)
-        if view is None:
-            if len(self._views) > 8:  # a stream of ever-changing calibrations must not fill the memory
-                self._views.clear()
-            view = self._views[camera] = CanonicalView(camera, self.camera)
-        image = torch.from_numpy(np.ascontiguousarray(view.apply(rgb)))[None].to(self._device)
-        with torch.inference_mode():
-            full = self._net.encoder.frames(image)
-            self._seen[stamp_ns] = _Seen(
-                full[0], self._net.predictor.pool(full)[0], self._net.pose(full)[0], frame_id, view.metric
-            )
-        self._seen.move_to_end(stamp_ns)
-        while len(self._seen) > self._remember:
-            self._seen.popitem(last=False)
+        if guidance is self._guidance:
+            return
+        if guidance is None:
+            self._guidance, self._states = None, ()
+            return
+        self.check_guidance(guidance)
+        pyramid = torch.from_numpy(np.asarray(guidance.pyramid, np.float32)[None]).to(self._device, self.choice.dtype)
+        self._guidance, self._states = guidance, (pyramid, torch.tensor([guidance.present], device=self._device))
 
-    def knows(self, stamp_ns: int) -> bool:
-        """Whether the latent of this frame is at hand."""
-        return stamp_ns in self._seen
-
-    def estimate(self, stamp_ns: int) -> np.ndarray:
-        """Where the model sees the joints at an observed frame: float32 [J, 3], metres, in that frame's optical
-        frame.
-        """
-        return np.asarray(self._seen[stamp_ns].pose.cpu().numpy())
-
-    def forget(self) -> None:
-        """Drop every latent, as after a clock jump."""
-        self._seen.clear()
+    def reset(self) -> None:
+        """Drop frames, expectations and guidance, as after a clock jump."""
+        self._frames.clear()
+        self._poses = {}
         self._expected.clear()
+        self._sight.forget()
+        self.guide(None)
 
-    def forecast(
-        self,
-        stamps_ns: Sequence[int],
-        guidance: Guidance | None = None,
-        weight: float = 0.0,
-        anchor: np.ndarray | None = None,
-        guidance_age_s: float = float("nan"),
-    ) -> Forecast:
-        """Forecast from the frames at `stamps_ns` (oldest … newest = now, one per grid step, all observed).
+    def forecast(self, stamps_ns: Sequence[int] | None = None, anchor: np.ndarray | None = None) -> Forecast:
+        """Forecast from the frames at `stamps_ns` (oldest … newest = now, one per grid step, all observed); without
+        them from the frames on the grid that ends at the newest one.
 
-        weight: 0 … 1, how much of the guidance counts; at 0 the result is bit-identical to no guidance.
         anchor: observed joints now, float [J, 3] in metres in the optical frame of the newest frame; NaN joints are
         taken from the image.
-        Raises ForecastError (a frame missing, output not finite), GuidanceError, ValueError (anchor).
+        Raises ForecastError (a frame missing, output not finite), ValueError (anchor).
         """
-        if len(stamps_ns) != self.context:
-            raise ForecastError(f"the window holds {len(stamps_ns)} frames, the model needs {self.context}")
-        for stamp in stamps_ns:
-            if stamp not in self._seen:
+        stamps = self._newest_window() if stamps_ns is None else list(stamps_ns)
+        if len(stamps) != self.window:
+            raise ForecastError(f"the window holds {len(stamps)} frames, the model needs {self.window}")
+        for stamp in stamps:
+            if stamp not in self._frames:
                 raise ForecastError(f"the frame at {stamp} ns was not observed, or is forgotten")
-        if not 0.0 <= weight <= 1.0:
-            raise ForecastError(f"guidance weight is {weight}, must lie in 0 … 1")
-        if weight == 0.0:
-            guidance = None  # from here on None means unguided
-        if guidance is not None:
-            self.check_guidance(guidance)
-        seen = [self._seen[s] for s in stamps_ns]
-        now, newest = stamps_ns[-1], seen[-1]
-        for stamp in stamps_ns:  # a window in use is not evicted before frames that nobody asks for
-            self._seen.move_to_end(stamp)
-        poses = torch.stack([s.pose for s in seen])
-        if anchor is not None:
-            # what the estimate is off by now, it is taken to be off by all along
-            poses = poses + (self._anchored(anchor, newest.pose) - newest.pose)
-        past = torch.stack([s.pooled for s in seen[:-1]])
+            self._frames.move_to_end(stamp)  # a window in use is not evicted before frames that nobody asks for
+        kept, now = [self._frames[stamp] for stamp in stamps], stamps[-1]
+        weight = 0.0 if self._guidance is None else self._guidance.weight(now)
         with torch.inference_mode():
-            payload = None
-            if guidance is not None:
-                payload = Payload.pooled(
-                    torch.from_numpy(np.asarray(guidance.pyramid, np.float32)).to(self._device)[None],
-                    torch.tensor([guidance.present], device=self._device),
-                    torch.tensor([weight], dtype=torch.float32, device=self._device),
-                )
-            displacement, log_sigma, future = self._net.forecast(past[None], newest.full[None], poses[None], payload)
-            surprise = self._surprise(stamps_ns, seen)
-            positions = (poses[-1] + displacement[0]).cpu().numpy()
-            sigma = log_sigma[0].exp().cpu().numpy()
-        if not (np.isfinite(positions).all() and np.isfinite(sigma).all()):
+            context = self._sight.context(stamps, [frame.seen for frame in kept])
+            numbers, follows = self._foresee.call(
+                *context,
+                self._no_anchor if anchor is None else self._observed(anchor),
+                self._expectation(stamps),
+                *self._payload(weight),
+            )
+            positions, sigma, present, surprise = unpack(numbers.cpu(), self.horizon, len(self.joint_names))
+        if not (positions.isfinite().all() and sigma.isfinite().all()):
             raise ForecastError(f"{self.model_id} gave values that are not finite")
-        self._expected[now] = future[0, 0]
-        while len(self._expected) > self._remember:
-            self._expected.popitem(last=False)
+        self._remember_window(stamps, context, follows)
         return Forecast(
-            positions=positions,
-            sigma=sigma,
-            present=poses[-1].cpu().numpy(),
+            positions=positions.numpy(),
+            sigma=sigma.numpy(),
+            present=present.numpy(),
             joint_names=self.joint_names,
             step_s=self.step_ns * 1e-9,
             stamp_ns=now,
-            frame_id=newest.frame_id,
+            frame_id=kept[-1].frame_id,
             anchored=anchor is not None,
-            metric=newest.metric,
-            guidance_weight=float(weight) if guidance is not None else 0.0,
-            guidance_age_s=float(guidance_age_s) if guidance is not None else float("nan"),
-            surprise=surprise,
+            metric=kept[-1].metric,
+            guidance_weight=weight,
+            guidance_age_s=(now - self._guidance.stamp_ns) * 1e-9 if self._guidance and weight else float("nan"),
+            surprise=float(surprise),
             model_id=self.model_id,
             domain=self.domain,
         )
 
-    def _anchored(self, anchor: np.ndarray, estimate: torch.Tensor) -> torch.Tensor:
-        anchor = np.asarray(anchor, np.float32)
-        if anchor.shape != tuple(estimate.shape):
-            raise ValueError(f"anchor is {list(anchor.shape)}, {self.model_id} has joints {list(estimate.shape)}")
-        observed = torch.from_numpy(anchor.copy()).to(self._device)
-        return torch.where(observed.isfinite().all(-1, keepdim=True), observed, estimate)
+    def _newest_window(self) -> list[int]:
+        observed = sorted(self._frames)
+        if not observed:
+            raise ForecastError("no frame was observed yet")
+        chosen = on_grid(observed, observed[-1], self.window, self.step_ns, self.step_ns // 2)
+        if isinstance(chosen, Gap):
+            raise ForecastError(chosen.reason)
+        return [observed[index] for index in chosen]
 
-    def _surprise(self, stamps_ns: Sequence[int], seen: Sequence[_Seen]) -> float:
-        """Mean L1 between the tubelet just completed and what was predicted for it when it began; NaN without such a
-        prediction.
-        """
+    def _observed(self, anchor: np.ndarray) -> Tensor:
+        anchor = np.asarray(anchor, np.float32)
+        if anchor.shape != self._no_anchor.shape:
+            raise ValueError(
+                f"anchor is {list(anchor.shape)}, {self.model_id} has joints {list(self._no_anchor.shape)}"
+            )
+        return self._to_device(anchor.copy())
+
+    def _payload(self, weight: float) -> tuple[Tensor, ...]:
+        """Guidance for `Foresee`; nothing where a weight of zero need not be computed."""
+        if weight > 0.0:
+            return (*self._states, torch.tensor([weight], dtype=self.choice.dtype).to(self._device))
+        return self._no_guidance if self._foresee.captured else ()
+
+    def _expectation(self, stamps: Sequence[int]) -> Tensor:
+        """What was predicted for the tubelet just completed when it began, or NaN."""
         steps = self._net.config.predictor.tubelet_steps
-        if steps >= len(stamps_ns):
-            return float("nan")
-        expected = self._expected.get(stamps_ns[-1 - steps])
-        if expected is None:
-            return float("nan")
-        came = torch.stack([s.pooled for s in seen[-steps:]]).mean(0)
-        return float((came - expected).abs().mean())
+        if steps >= len(stamps):
+            return self._no_expectation
+        return self._expected.get(stamps[-1 - steps], self._no_expectation)
+
+    def _remember_window(self, stamps: Sequence[int], context: Context, follows: Tensor) -> None:
+        self._poses = dict(zip(stamps[self.estimated], context.poses, strict=True))
+        self._expected[stamps[-1]] = follows.float()
+        while len(self._expected) > self._remember:
+            self._expected.popitem(last=False)
+
+    def _nan(self, *shape: int) -> Tensor:
+        return torch.full(shape, float("nan"), device=self._device)
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self._device.type == "cuda":  # pinned: the copy runs beside what the GPU still does
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(self._device)

@@ -11,27 +11,91 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoints
-from ..checkpoints import CheckpointError, Manifest
+from ..checkpoints import Manifest
 from ..values import Camera
+from .attentive import AttentiveMotion, AttentivePose
 from .encoder import Encoder, EncoderConfig
 from .guidance import Payload
 from .predictor import Predictor, PredictorConfig
 from .readout import MotionReadout, PoseReadout
 
 KIND = "forecaster"
+#: Frames of the longest window.
+MAX_FRAMES = 512
+
+
+READOUTS = ("soft_argmax", "attentive")
+#: Bounds of what a checkpoint may ask for: a wrong number must not become gigabytes.
+_BOUNDS = {
+    "encoder.image_size": (16, 1024),
+    "encoder.patch_size": (4, 64),
+    "encoder.width": (16, 4096),
+    "encoder.depth": (1, 64),
+    "encoder.heads": (1, 64),
+    "encoder.mlp_ratio": (0.5, 16.0),
+    "encoder.tubelet": (1, 16),
+    "encoder.rope_grid": (0, 256),
+    "encoder.window": (0, 256),
+    "predictor.context": (2, 64),
+    "predictor.context_steps": (1, 16),
+    "predictor.tubelets": (1, 256),
+    "predictor.tubelet_steps": (1, 64),
+    "predictor.pooled": (1, 64),
+    "predictor.width": (16, 4096),
+    "predictor.depth": (1, 64),
+    "predictor.heads": (1, 64),
+    "predictor.mlp_ratio": (0.5, 16.0),
+    "predictor.guide_layers": (0, 128),
+    "predictor.guide_width": (0, 16384),
+    "joints": (1, 512),
+    "step_s": (0.001, 10.0),
+}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """clip and `encoder.attention` say how a window is seen:
+
+    - clip: as one clip, encoded anew for every forecast.
+    - attention "causal" without clip: as a stream of tubelets, each encoded once; a latent depends on `reach` of them.
+    - else: every frame alone.
+    """
+
     encoder: EncoderConfig
     predictor: PredictorConfig
     joint_names: tuple[str, ...]
     camera: Camera  #: the canonical camera: what the encoder's image must look like
     step_s: float = 0.1  #: grid step
+    clip: bool = False
+    readout: str = "soft_argmax"  #: one of READOUTS
 
     @property
     def horizon(self) -> int:
+        """Grid steps of a forecast."""
         return self.predictor.tubelets * self.predictor.tubelet_steps
+
+    @property
+    def streaming(self) -> bool:
+        return self.encoder.attention == "causal" and not self.clip
+
+    @property
+    def frames_per_latent(self) -> int:
+        return self.encoder.tubelet if self.clip or self.streaming else 1
+
+    @property
+    def reach(self) -> int:
+        """Tubelets that a streamed latent depends on, its own included: `window` of them in each block."""
+        return self.encoder.depth * (self.encoder.window - 1) + 1 if self.streaming else 1
+
+    @property
+    def frames(self) -> int:
+        """Frames that a forecast depends on, one per grid step."""
+        return self.predictor.context + (self.reach - 1) * self.frames_per_latent
+
+    @property
+    def latents_per_tubelet(self) -> int:
+        """Context latents in the time of one predicted tubelet."""
+        return self.predictor.tubelet_steps // self.frames_per_latent
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -44,27 +108,16 @@ class ModelConfig:
         predictor = PredictorConfig(**values.pop("predictor"))
         camera = values.pop("camera")
         camera = Camera(**{**camera, "distortion": tuple(camera.get("distortion", ()))})
-        names = tuple(values.pop("joint_names"))
-        config = ModelConfig(encoder, predictor, names, camera, **values)
-        bounds = {
-            "encoder.image_size": (encoder.image_size, 16, 1024),
-            "encoder.patch_size": (encoder.patch_size, 4, 64),
-            "encoder.width": (encoder.width, 16, 4096),
-            "encoder.depth": (encoder.depth, 1, 64),
-            "encoder.heads": (encoder.heads, 1, 64),
-            "predictor.context": (predictor.context, 2, 64),
-            "predictor.tubelets": (predictor.tubelets, 1, 256),
-            "predictor.tubelet_steps": (predictor.tubelet_steps, 1, 64),
-            "predictor.pooled": (predictor.pooled, 1, 64),
-            "predictor.width": (predictor.width, 16, 4096),
-            "predictor.depth": (predictor.depth, 1, 64),
-            "predictor.heads": (predictor.heads, 1, 64),
-            "predictor.guide_layers": (predictor.guide_layers, 0, 128),
-            "predictor.guide_width": (predictor.guide_width, 0, 16384),
-            "joints": (len(names), 1, 512),
-            "step_s": (config.step_s, 0.001, 10.0),
-        }
-        for name, (value, low, high) in bounds.items():
+        config = ModelConfig(encoder, predictor, tuple(values.pop("joint_names")), camera, **values)
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        encoder, predictor, names, camera = self.encoder, self.predictor, self.joint_names, self.camera
+        for name, (low, high) in _BOUNDS.items():
+            value: Any = len(names) if name == "joints" else self
+            for part in name.split(".") if name != "joints" else ():
+                value = getattr(value, part)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise ValueError(f"{name} is {value!r}, must lie in {low} … {high}")
         if not all(isinstance(n, str) and 0 < len(n) < 100 for n in names) or len(set(names)) != len(names):
@@ -73,7 +126,25 @@ class ModelConfig:
             camera.fx > 0 and camera.fy > 0
         ):
             raise ValueError("the canonical camera must have the encoder's image size and a positive focal length")
-        return config
+        if not isinstance(self.clip, bool):
+            raise ValueError(f"clip is {self.clip!r}, must be true or false")
+        if self.readout not in READOUTS:
+            raise ValueError(f"readout is {self.readout!r}, must be one of {', '.join(READOUTS)}")
+        if self.streaming and not encoder.window:
+            raise ValueError(
+                "a causal encoder that streams needs a window; set encoder.window, or clip for all to see all"
+            )
+        if predictor.context_steps != self.frames_per_latent:
+            raise ValueError(
+                f"predictor.context_steps is {predictor.context_steps}, "
+                f"a latent of this encoder covers {self.frames_per_latent} grid steps"
+            )
+        if predictor.tubelet_steps % self.frames_per_latent:
+            raise ValueError(
+                f"predictor.tubelet_steps is {predictor.tubelet_steps}, must be a multiple of {self.frames_per_latent}"
+            )
+        if self.frames > MAX_FRAMES:
+            raise ValueError(f"a forecast would need {self.frames} frames, at most {MAX_FRAMES} are kept")
 
 
 class ForecastNet(nn.Module):
@@ -83,25 +154,38 @@ class ForecastNet(nn.Module):
         super().__init__()
         self.config = config
         e, p, joints = config.encoder, config.predictor, len(config.joint_names)
+        attentive = config.readout == "attentive"
         self.encoder = Encoder(e)
-        self.pose = PoseReadout(joints, e.grid, e.width, config.camera)
+        self.pose: PoseReadout | AttentivePose
+        self.pose = (
+            AttentivePose(joints, e.grid, e.width) if attentive else PoseReadout(joints, e.grid, e.width, config.camera)
+        )
         self.predictor = Predictor(p, e.grid, e.width)
-        self.motion = MotionReadout(joints, p.context, p.tubelets, p.tubelet_steps, p.pooled**2, e.width)
+        self.motion: MotionReadout | AttentiveMotion
+        self.motion = (AttentiveMotion if attentive else MotionReadout)(
+            joints, p.latents, p.tubelets, p.tubelet_steps, p.pooled**2, e.width
+        )
+
+    def compute_in(self, dtype: torch.dtype) -> ForecastNet:
+        """Let encoder and predictor compute in `dtype`. The readouts stay in float32: they speak in metres."""
+        self.encoder.to(dtype)
+        self.predictor.to(dtype)
+        return self
+
+    def look(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents [k, n, D] of one window: the newest [n, D], all pooled [k, p^2, D], joints float32 [k, J, 3]."""
+        return latents[-1], self.predictor.pool(latents), self.pose(latents.float())
 
     def forecast(
-        self,
-        past: Tensor,
-        now: Tensor,
-        poses: Tensor,
-        payload: Payload | None = None,
+        self, past: Tensor, now: Tensor, poses: Tensor, payload: Payload | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Pooled past latents [B, context-1, p^2, D], newest latent [B, n, D], poses [B, context, J, 3] (the last one
+        """Pooled past latents [B, latents-1, p^2, D], newest latent [B, n, D], poses [B, latents, J, 3] (the last one
         is now or the anchor).
 
         Returns displacement [B, T, J, 3] in metres, log sigma [B, T, J], future latents [B, tubelets, p^2, D].
         """
         future = self.predictor(past, now, payload)
-        displacement, log_sigma = self.motion(future, poses)
+        displacement, log_sigma = self.motion(future.float(), poses)
         return displacement, log_sigma, future
 
 
@@ -121,16 +205,7 @@ def save(
 
 def load(folder: str | Path) -> tuple[ForecastNet, Manifest]:
     """Load a checkpoint folder onto the CPU, in evaluation mode. Raises CheckpointError."""
-    manifest = checkpoints.read_manifest(folder, KIND)
-    try:
-        config = ModelConfig.from_dict(manifest.config)
-        net = ForecastNet(config)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{Path(folder) / checkpoints.MANIFEST}: the configuration is not usable ({error})."
-        ) from None
-    checkpoints.fill(net, checkpoints.load_state(folder, manifest), folder)
-    return net.eval().requires_grad_(False), manifest
+    return checkpoints.load_module(folder, KIND, lambda config: ForecastNet(ModelConfig.from_dict(config)))
 
 
 def torch_device(name: str) -> torch.device:
