@@ -326,10 +326,10 @@ def test_an_overloaded_worker_keeps_to_windows_it_knows(camera, monkeypatch):
     forecaster, observed = camera.node._forecaster, []
     observe = forecaster.observe
 
-    def slow(stamp, *args):
+    def slow(frame, *args):
         time.sleep(0.06)
-        observed.append(stamp)
-        return observe(stamp, *args)
+        observed.append(frame.stamp_ns)
+        return observe(frame, *args)
 
     monkeypatch.setattr(forecaster, "observe", slow)
     began = time.monotonic()

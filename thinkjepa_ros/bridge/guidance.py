@@ -1,6 +1,6 @@
-"""Which guidance the predictor believes: the newest of a living thinker, never from the future or before a clock jump.
+"""Which guidance the predictor gets: the newest of a living thinker, never from the future or before a clock jump.
 
-ROS-free.
+How much it counts, and for how long, is the Forecaster's business. ROS-free.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class GuidanceBox:
             return "out_of_order", f"guidance {guidance.sequence} came after {self._last[1]}"
         return None
 
-    def current(self, now_ns: int) -> tuple[Guidance, float] | None:
-        """The guidance in force at `now_ns` and its weight (above 0), or None: then the forecast is unguided."""
+    def current(self, now_ns: int) -> Guidance | None:
+        """The guidance to hold at `now_ns`, the stamp of the newest frame; None while there is none."""
         with self._lock:
             if self._now is None:
                 return None
@@ -108,12 +108,10 @@ class GuidanceBox:
                 if self._now.stamp_ns > now_ns + FUTURE_TOLERANCE_NS:
                     self._now, self._fresh = None, False
                     self._count_refusal("future_stamp")
-                    return None
-            weight = self._now.weight(now_ns)
-            return (self._now, weight) if weight > 0.0 else None
+            return self._now
 
     def used(self, guidance: Guidance) -> None:
-        """A forecast made with `guidance` was published."""
+        """A forecast in which `guidance` counted was published."""
         with self._lock:
             if self._fresh and self._now is guidance:
                 self._fresh = False

@@ -126,6 +126,20 @@ _AUTOSTART = Parameter(
 
 PREDICTOR = (
     *_model("predictor"),
+    Parameter(
+        "dtype",
+        "auto",
+        "What encoder and predictor compute in. auto: bfloat16 where the device has instructions for it and a probe at "
+        "configure finds them faster, else float32; the choice and its reason are logged. Only float32 gives the same "
+        "bits on every processor of a kind.",
+        choices=("auto", "float32", "bfloat16"),
+    ),
+    Parameter(
+        "compile",
+        False,
+        "Use torch.compile. Configuring then takes a minute or more and needs a compiler; without one it says so and "
+        "goes on as it is.",
+    ),
     *_INPUT,
     Parameter(
         "max_rate_hz",

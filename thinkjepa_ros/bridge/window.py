@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..stream.frames import FrameRing, Gap
-from ..values import Camera
+from ..values import Camera, Frame
 from .images import ImageError, to_rgb
 from .ledger import Entry, Fate, Ledger
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 #: The ring reaches this much further back than a window, since newer images keep coming while a turn is under way:
 #: without it a machine that is slow for a moment would lose the begin of every window.
 _SLACK_NS = 1_000_000_000
-#: Bound of the ring for cameras far faster than the model's grid needs.
+#: Bounds of the ring for cameras far faster than the model's grid needs: in all, and per grid step of a long window.
 _MAX_FRAMES = 128
+_PER_STEP = 8
 #: So many images of a window may be new to the model before another window is preferred. A camera with three images per
 #: grid step costs one new image per forecast while every image is used, and two while every second one is.
 _AFFORDABLE = 2
@@ -40,7 +41,8 @@ class FrameWindow:
 
     def __init__(self, forecaster: Forecaster, ledger: Ledger, refused: Callable[[str], None]) -> None:
         self._forecaster, self._ledger, self._refused = forecaster, ledger, refused
-        self._ring: FrameRing[Entry] = FrameRing(forecaster.context * forecaster.step_ns + _SLACK_NS, _MAX_FRAMES)
+        span_ns = forecaster.window * forecaster.step_ns + _SLACK_NS
+        self._ring: FrameRing[Entry] = FrameRing(span_ns, max(_MAX_FRAMES, _PER_STEP * forecaster.window))
         self._epoch = -1
         self._last_ns = -1  # end of the last window
         self._camera: Camera | None = None
@@ -84,7 +86,7 @@ class FrameWindow:
 
     def _grid(self, entry: Entry) -> list[tuple[int, Entry]] | Gap:
         step_ns = self._forecaster.step_ns
-        return self._ring.window(entry.stamp_ns, self._forecaster.context, step_ns, step_ns // 2)
+        return self._ring.window(entry.stamp_ns, self._forecaster.window, step_ns, step_ns // 2)
 
     def discard(self, entry: Entry) -> None:
         """This image serves no window, now or later."""
@@ -98,12 +100,12 @@ class FrameWindow:
         BrokenImage.
         """
         if newest.epoch != self._epoch:
-            self._forecaster.forget()
+            self._forecaster.reset()
             self._epoch = newest.epoch
         rgb = _decode(newest)
         intrinsics = camera(rgb.shape[1], rgb.shape[0])
         if intrinsics != self._camera:  # what was seen through another calibration does not fit
-            self._forecaster.forget()
+            self._forecaster.reset()
             self._camera = intrinsics
         self._observe(newest, rgb)
         self._last_ns = newest.stamp_ns
@@ -119,7 +121,7 @@ class FrameWindow:
 
     def _catch_up(self, entry: Entry) -> None:
         """Observe an image that was superseded before its turn."""
-        if entry.message is None:  # its latent is forgotten and its pixels are gone
+        if entry.message is None:  # the forecaster has forgotten it and its pixels are gone
             self._ring.remove(entry.stamp_ns)
             return
         try:
@@ -132,10 +134,10 @@ class FrameWindow:
 
     def _observe(self, entry: Entry, rgb: np.ndarray) -> None:
         try:
-            self._forecaster.observe(entry.stamp_ns, rgb, self._camera, entry.frame_id)
+            self._forecaster.observe(Frame(rgb, entry.stamp_ns, entry.frame_id), self._camera)
         except ValueError as error:
             raise BrokenImage(str(error)) from None
-        entry.message = None  # its latent serves from here on
+        entry.message = None  # what the forecaster keeps of it serves from here on
 
 
 def _decode(entry: Entry) -> np.ndarray:

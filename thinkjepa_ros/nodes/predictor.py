@@ -75,8 +75,14 @@ class PredictorNode(CameraNode):
 
         torch.set_num_threads(self.parameters["cpu_threads"])
         cv2.setNumThreads(self.parameters["cpu_threads"])
-        forecaster = Forecaster.load(model_folder(self.parameters["model"]), self.parameters["device"])
+        forecaster = Forecaster.load(
+            model_folder(self.parameters["model"]),
+            self.parameters["device"],
+            self.parameters["dtype"],
+            self.parameters["compile"],
+        )
         forecaster.warm_up()
+        self.get_logger().info(f"{forecaster.model_id} computes on {forecaster.words}")
         return forecaster
 
     def adopt(self, model: Forecaster) -> None:
@@ -216,10 +222,9 @@ class PredictorNode(CameraNode):
 
     def _forecast(self, entry: Entry, stamps: Sequence[int]) -> None:
         assert self._guidance is not None and self._forecaster is not None
-        guided = self._guidance.current(entry.stamp_ns)
-        guidance, weight = guided or (None, 0.0)
-        age_s = float("nan") if guidance is None else (entry.stamp_ns - guidance.stamp_ns) * 1e-9
-        forecast = self._forecaster.forecast(stamps, guidance, weight, self._anchor_for(entry.stamp_ns), age_s)
+        self._forecaster.guide(self._guidance.current(entry.stamp_ns))
+        forecast = self._forecaster.forecast(stamps, self._anchor_for(entry.stamp_ns))
+        guidance = self._forecaster.guidance if forecast.guidance_weight > 0.0 else None
         if self.pacer.closed or entry.epoch != self.input.epoch:
             self.ledger.settle_pending([entry], Fate.SUPERSEDED)  # the result belongs to a life that is over
             return
