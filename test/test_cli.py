@@ -14,7 +14,8 @@ runner = CliRunner()
 
 COMMANDS = [
     ["demo"], ["data", "sim"], ["data", "bag"], ["data", "sheet"], ["train", "all"], ["train", "thinker"],
-    ["train", "untrained"], ["evaluate", "forecast"], ["bench", "transport"], ["bench", "graph"], ["bench", "jepa"],
+    ["train", "pretrain"], ["train", "untrained"], ["evaluate", "forecast"],
+    ["bench", "transport"], ["bench", "graph"], ["bench", "jepa"],
 ]  # fmt: skip
 
 

@@ -187,6 +187,60 @@ def train_all(
     )
 
 
+@train.command("pretrain")
+def train_pretrain(
+    data: Annotated[
+        Path, typer.Argument(help="Folder of episodes, or with train/ (episodes of `thinkjepa data sim`).")
+    ],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")] = Path("out/encoder"),
+    run: Annotated[Path, typer.Option(help="Work in progress: checkpoints and logs. The same folder resumes.")] = Path(
+        "out/pretrain"
+    ),
+    recipe: Annotated[
+        str, typer.Option(help="masked (V-JEPA 2), dense (V-JEPA 2.1) or end-to-end (SIGReg).")
+    ] = "masked",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 2000,
+    batch_size: Annotated[int, typer.Option(min=2, help="Clips in a step.")] = 16,
+    lr: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 1e-3,
+    momentum: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Of the target encoder, at the first step. Default: 0.99.")
+    ] = None,
+    momentum_end: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Of the target encoder, at the last step. Default: 0.999.")
+    ] = None,
+    sigreg: Annotated[
+        float | None, typer.Option(min=0.0, help="Weight of SIGReg. Default: 0.2 in end-to-end, else 0.")
+    ] = None,
+    variance: Annotated[float | None, typer.Option(min=0.0, help="Weight of the variance term. Default: 0.")] = None,
+    covariance: Annotated[
+        float | None, typer.Option(min=0.0, help="Weight of the covariance term. Default: 0.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first episodes.")] = None,
+    seed: Seed = 0,
+    threads: Threads = 2,
+    device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
+) -> None:
+    """Pretrain a clip encoder without labels by predicting hidden parts of clips; see docs/pretraining.md."""
+    from .train.pretrain import pretrain, recipe_of
+
+    changes = {"momentum": momentum, "momentum_end": momentum_end}
+    changes |= {"sigreg": sigreg, "variance": variance, "covariance": covariance}
+    reading = pretrain(
+        data,
+        out,
+        run=run,
+        recipe=recipe_of(recipe, **changes),
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        threads=threads,
+        limit=limit,
+        device=device,
+    )
+    print(f"{out}: {reading.sentence}")
+
+
 @train.command("untrained")
 def train_untrained(
     out: Annotated[Path, typer.Argument(help="Checkpoint folder to write.")],
