@@ -1,5 +1,6 @@
 """Masked pretraining: resumable to the bit, learns, keeps its target out of the gradient, and notices a collapse."""
 
+import copy
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -127,6 +128,9 @@ def test_the_target_gets_no_gradient_and_follows_the_encoder(episodes: list[Epis
     run(episodes, net, tmp_path, 5)
     online, target = net.encoder.patch_embed.weight, net.target.patch_embed.weight
     assert 0 < (target - start).norm() < (online - start).norm()
+    video = one_batch(net, episodes)[0]
+    with torch.no_grad():  # what the encoder prepares once per weights is prepared again when they move
+        assert torch.equal(net.target(video), copy.deepcopy(net.target)(video))
 
 
 def test_the_encoder_sees_the_context_and_nothing_else(episodes: list[Episode]) -> None:
