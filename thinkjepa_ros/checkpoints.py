@@ -140,7 +140,7 @@ def read_manifest(folder: str | Path, kind: str) -> Manifest:
 def verified_file(folder: str | Path, name: str, manifest: Manifest) -> Path:
     """Path of a weight file after its place, size and SHA-256 were checked. Raises CheckpointError."""
     folder = Path(folder)
-    if Path(name).name != name or "\0" in name:
+    if Path(name).name != name or name in ("", "..") or "\0" in name:
         raise CheckpointError(f"{folder / MANIFEST}: names the file {short(name)}, which points outside its folder.")
     path = folder / name
     with in_words(path):
@@ -182,8 +182,9 @@ def load_module(folder: str | Path, kind: str, build: Callable[[dict[str, Any]],
         raise CheckpointError(f"{source}: the configuration is not usable ({largest:g} is larger than any size).")
     path = verified_file(folder, WEIGHTS, manifest)
     header = read_header(path)
+    most = 2 * len(header) + 100  # some tensors may be missing, which is said by name; thousands are a wrong "depth"
     try:
-        with torch.device("meta"), _parameters_on_meta(most=len(header)):
+        with torch.device("meta"), _parameters_on_meta(most):
             plan = build(manifest.config)
     except Exception as error:  # whatever a constructor says to sizes that do not fit together
         raise CheckpointError(f"{source}: the configuration is not usable ({error}).") from error
@@ -191,7 +192,7 @@ def load_module(folder: str | Path, kind: str, build: Callable[[dict[str, Any]],
     tables = sum(b.nbytes for b in plan.buffers())
     if tables > _MAX_BUFFER_BYTES + path.stat().st_size:
         raise CheckpointError(f"{source}: the configuration asks for {tables >> 30} GiB of tables. Restore the file.")
-    with _parameters_on_meta(most=len(header)):
+    with _parameters_on_meta(most):
         module = build(manifest.config)
     state = {name: tensor.clone() for name, tensor in load_file(path).items()}  # not a view of a file that may change
     for name, tensor in state.items():
@@ -242,7 +243,7 @@ def _parameters_on_meta(most: int) -> Iterator[None]:
             return None
         count += 1
         if count > most:
-            raise ValueError(f"it describes more than the {most} tensors of the file")
+            raise ValueError("it describes many more tensors than the file holds")
         return None if parameter.is_meta else torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
     handle = register_module_parameter_registration_hook(hook)  # type: ignore[arg-type]  # its type forgets the result

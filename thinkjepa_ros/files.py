@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 #: Nothing that this package loads at run time is larger; a bigger file is a mistake or an attack.
 MAX_BYTES = 64 * 1024**3
 _MAX_HEADER_BYTES = 16 * 1024**2
+_MAX_DEPTH = 64
 #: safetensors' names of the types that are read.
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
@@ -107,11 +108,19 @@ def read_json(path: Path, data: bytes) -> dict[str, Any]:
     try:
         record = json.loads(data.decode(), object_pairs_hook=pairs, parse_float=number, parse_constant=number)
         json.dumps(record, ensure_ascii=False).encode()
+        _check_depth(record, _MAX_DEPTH)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error}). Restore the file.") from None
     if not isinstance(record, dict):
-        raise CheckpointError(f"{path}: holds no JSON object, so no format. Restore the file.")
+        raise CheckpointError(f"{path}: holds no JSON object. Restore the file.")
     return record
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if not left:
+        raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, left - 1)
 
 
 def refuse_pickle(path: Path) -> None:
