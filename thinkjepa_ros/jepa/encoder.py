@@ -26,6 +26,8 @@ MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 Attention = Literal["frame", "full", "causal"]
+#: Pixels are counted from here: it keeps the sums of the patch embedding, and so their rounding, small.
+_MIDDLE = 128
 #: Tables of so many shapes are kept; a stream has one or two.
 _SHAPES = 16
 
@@ -156,14 +158,16 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"frames of {height}x{width} are not whole patches of {patch}x{patch}; resize or crop them"
             )
-        still = steps == 1
+        still = steps == 1 and (config.tubelet > 1 or config.image_patches)
         if not still and steps % config.tubelet:
             raise ValueError(f"{steps} frames are not whole tubelets of {config.tubelet}")
         tubelet = 1 if still else config.tubelet
         times, rows, columns = steps // tubelet, height // patch, width // patch
         weight, bias = self._patch_weights(still)
+        # exact: flipping the top bit of 0 ... 255 gives -128 ... 127 in two's complement
+        centred = (video ^ _MIDDLE).view(torch.int8) if video.dtype == torch.uint8 else video - _MIDDLE
         # one pass that sorts and casts; pixels of a patch row stay neighbours, the weights are sorted to match
-        x = video.view(batch, times, tubelet, rows, patch, columns, patch, 3).permute(0, 1, 3, 5, 2, 4, 6, 7)
+        x = centred.view(batch, times, tubelet, rows, patch, columns, patch, 3).permute(0, 1, 3, 5, 2, 4, 6, 7)
         x = x.to(weight.dtype, memory_format=torch.contiguous_format).reshape(batch, times * rows * columns, -1)
         return F.linear(x, weight, bias), times, rows, columns
 
@@ -206,7 +210,8 @@ class Encoder(nn.Module):
         return held.weight, held.bias
 
     def _fold(self, weight: Tensor, bias: Tensor, still: bool) -> tuple[Tensor, Tensor]:
-        """(x - mean) / std followed by the patch embedding is one linear map of x: W / std and b - W mean / std.
+        """(x - mean) / std followed by the patch embedding is one linear map of x: W / std and b - W mean / std. Here x
+        and mean are counted from _MIDDLE.
 
         In float64, since the terms of the bias nearly cancel, and with the bias of the rounded W / std, so that an
         average pixel stays at zero whatever the type.
@@ -217,7 +222,8 @@ class Encoder(nn.Module):
         if still:
             w = w.sum(1, keepdim=True)  # the same frame fills the tubelet
         w = w.to(weight.dtype)
-        b = bias.double() - (w.double() * torch.tensor(MEAN, dtype=torch.float64, device=w.device)).flatten(1).sum(1)
+        mean = torch.tensor(MEAN, dtype=torch.float64, device=w.device) - _MIDDLE
+        b = bias.double() - (w.double() * mean).flatten(1).sum(1)
         return w.flatten(1), b.to(bias.dtype)
 
     @staticmethod
