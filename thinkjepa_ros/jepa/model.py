@@ -17,7 +17,7 @@ from .attentive import AttentiveMotion, AttentivePose
 from .encoder import Encoder, EncoderConfig
 from .guidance import Payload
 from .predictor import Predictor, PredictorConfig
-from .readout import MotionReadout, PoseReadout
+from .readout import MotionReadout, PoseReadout, SigmaScale
 
 KIND = "forecaster"
 #: Frames of the longest window.
@@ -68,6 +68,7 @@ class ModelConfig:
     step_s: float = 0.1  #: grid step
     clip: bool = False
     readout: str = "soft_argmax"  #: one of READOUTS
+    sigma_scale: SigmaScale | None = None  #: None where sigma is not calibrated
 
     @property
     def horizon(self) -> int:
@@ -108,8 +109,11 @@ class ModelConfig:
         predictor = PredictorConfig(**values.pop("predictor"))
         camera = values.pop("camera")
         camera = Camera(**{**camera, "distortion": tuple(camera.get("distortion", ()))})
+        scale = values.pop("sigma_scale", None)
         config = ModelConfig(encoder, predictor, tuple(values.pop("joint_names")), camera, **values)
         config._check()
+        if scale is not None:
+            config = dataclasses.replace(config, sigma_scale=SigmaScale.from_dict(scale, config.horizon))
         return config
 
     def _check(self) -> None:
@@ -150,6 +154,8 @@ class ModelConfig:
 class ForecastNet(nn.Module):
     """See the parts. `forecast` is what both training and inference call."""
 
+    sigma_scale: Tensor
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
@@ -165,6 +171,9 @@ class ForecastNet(nn.Module):
         self.motion = (AttentiveMotion if attentive else MotionReadout)(
             joints, p.latents, p.tubelets, p.tubelet_steps, p.pooled**2, e.width
         )
+        scale = config.sigma_scale
+        curves = torch.tensor([scale.image_only, scale.anchored]) if scale else torch.ones(2, config.horizon)
+        self.register_buffer("sigma_scale", curves, persistent=False)
 
     def compute_in(self, dtype: torch.dtype) -> ForecastNet:
         """Let encoder and predictor compute in `dtype`. The readouts stay in float32: they speak in metres."""
@@ -187,6 +196,11 @@ class ForecastNet(nn.Module):
         future = self.predictor(past, now, payload)
         displacement, log_sigma = self.motion(future.float(), poses)
         return displacement, log_sigma, future
+
+    def sigma(self, log_sigma: Tensor, observed: Tensor) -> Tensor:
+        """Calibrated sigma [T, J] in metres of log sigma [T, J]. observed: bool [J], which joints are known now."""
+        image_only, anchored = self.sigma_scale[:, :, None]
+        return log_sigma.exp() * torch.where(observed, anchored, image_only)
 
 
 def save(

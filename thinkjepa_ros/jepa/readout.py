@@ -7,6 +7,10 @@ A small correction across joints follows, which places the joints that are hidde
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +31,30 @@ def track(poses: Tensor) -> Tensor:
 def bounded_log_sigma(raw: Tensor) -> Tensor:
     """log sigma around 5 cm, between 0.05 mm and 37 cm: one surprising sample must not blow up the likelihood."""
     return raw.clamp(-7, 2) - 3.0
+
+
+@dataclass(frozen=True)
+class SigmaScale:
+    """What the sigma of every step is multiplied with, as `evaluation.calibration` fits it on held-out episodes.
+
+    Two curves, because the readout cannot know which pose it was given: the error of a joint that was observed now
+    grows from nothing, that of a joint only seen starts with the error of seeing it.
+    """
+
+    image_only: tuple[float, ...]
+    anchored: tuple[float, ...]
+
+    @staticmethod
+    def from_dict(values: dict[str, Any], steps: int) -> SigmaScale:
+        """Raises ValueError unless there are two curves of `steps` positive numbers."""
+        curves = {}
+        for name in ("image_only", "anchored"):
+            curve = values.get(name) if isinstance(values, dict) and len(values) == 2 else None
+            numbers = isinstance(curve, (list, tuple)) and all(type(x) in (int, float) for x in curve)
+            if not numbers or len(curve) != steps or not all(math.isfinite(x) and 1e-3 <= x <= 1e3 for x in curve):
+                raise ValueError(f"sigma_scale must have image_only and anchored, {steps} numbers in 0.001 … 1000 each")
+            curves[name] = tuple(float(x) for x in curve)
+        return SigmaScale(**curves)
 
 
 class PoseReadout(nn.Module):

@@ -52,14 +52,16 @@ class Foresee(nn.Module):
 
         Returns float32 numbers (see `unpack`) and the predicted latent [p^2, D] of the tubelet that follows.
         """
-        observed = torch.where(anchor.isfinite().all(-1, keepdim=True), anchor, poses[-1])
-        poses = poses + (observed - poses[-1])  # what the estimate is off by now, it is taken to be off by all along
+        observed = anchor.isfinite().all(-1)
+        off = torch.where(observed[:, None], anchor, poses[-1]) - poses[-1]
+        poses = poses + off  # what the estimate is off by now, it is taken to be off by all along
         payload = None
         if pyramid is not None and present is not None and weight is not None:
             payload = Payload.pooled(pyramid, present, weight)
         displacement, log_sigma, future = self.net.forecast(pooled[None, :-1], now[None], poses[None], payload)
         came = pooled[-self.net.config.latents_per_tubelet :].float().mean(0)
-        numbers = (poses[-1] + displacement[0], log_sigma[0].exp(), poses[-1], (came - expected.float()).abs().mean())
+        surprise = (came - expected.float()).abs().mean()
+        numbers = (poses[-1] + displacement[0], self.net.sigma(log_sigma[0], observed), poses[-1], surprise)
         return torch.cat([x.flatten() for x in numbers]), future[0, 0]
 
 
