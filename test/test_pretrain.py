@@ -239,11 +239,9 @@ def test_the_command_writes_an_encoder_that_loads_again(episodes: list[Episode],
     recipe = Recipe(masks=(TubeMask(2, (0.3, 0.3)),), variance=0.1, covariance=0.1, sigreg=0.01)
     settings = {"run": tmp_path / "run", "recipe": recipe, "steps": 3, "batch_size": 2, "config": TINY, "clip": CLIP}
     reading = pretrain.pretrain(tmp_path / "data", tmp_path / "m", threads=1, **settings)
-    manifest = checkpoints.read_manifest(tmp_path / "m", pretrain.KIND)
+    encoder, manifest = checkpoints.load_module(tmp_path / "m", pretrain.KIND, lambda c: Encoder(EncoderConfig(**c)))
     assert manifest.trained and manifest.config == asdict(TINY) and manifest.domain == "simulation"
     assert manifest.training["gauge"] == asdict(reading) and manifest.training["steps"] == 3
-    encoder = Encoder(EncoderConfig(**manifest.config)).eval()
-    checkpoints.fill(encoder, checkpoints.load_state(tmp_path / "m", manifest), "m")
     assert encoder(torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)).shape == (1, 2, 16, 48)
     again = pretrain.pretrain(tmp_path / "data", tmp_path / "m2", threads=1, **settings)  # nothing left to do
     same = checkpoints.read_manifest(tmp_path / "m2", pretrain.KIND)
