@@ -13,7 +13,7 @@ from thinkjepa_ros import cli
 runner = CliRunner()
 
 COMMANDS = [
-    ["demo"], ["data", "sim"], ["data", "bag"], ["data", "sheet"], ["train", "all"], ["train", "thinker"],
+    ["demo"], ["import"], ["data", "sim"], ["data", "bag"], ["data", "sheet"], ["train", "all"], ["train", "thinker"],
     ["train", "pretrain"], ["train", "untrained"], ["evaluate", "forecast"],
     ["bench", "transport"], ["bench", "graph"], ["bench", "jepa"],
 ]  # fmt: skip
