@@ -61,12 +61,14 @@ class Block(nn.Module):
         causal: int | None = None,
         window: int | None = None,
         only_from: int = 0,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
         """x [B, n, width] -> [B, n - only_from, width], and this call's (keys, values) of all n tokens.
 
         rope: table of the n tokens, in the type of x. memory: keys and values that x may look at besides itself.
         causal: tokens per block of block-causal attention, see `block_causal`; None lets every token see all others.
         only_from: the tokens before it give keys and values only (a last block need not finish what nobody reads).
+        mask: bool [.., n, n], True where a query sees a key; only where causal and memory cannot say it.
         """
         batch, n, width = x.shape
         qkv = self.qkv(self.norm1(x)).view(batch, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
@@ -77,7 +79,11 @@ class Block(nn.Module):
             k, v = torch.cat((memory[0], k), 2), torch.cat((memory[1], v), 2)
         if only_from:
             q, x = q[:, :, only_from:], x[:, only_from:]
-        y = F.scaled_dot_product_attention(q, k, v) if causal is None else block_causal(q, k, v, causal, window)
+            mask = None if mask is None else mask[..., only_from:, :]
+        if causal is None:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        else:
+            y = block_causal(q, k, v, causal, window)
         x = x + self.proj(y.transpose(1, 2).reshape(batch, n - only_from, width))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x)))), own
 
