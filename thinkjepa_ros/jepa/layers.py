@@ -20,11 +20,12 @@ Memory = tuple[Tensor, Tensor]
 def block_causal(q: Tensor, k: Tensor, v: Tensor, size: int, window: int | None = None) -> Tensor:
     """Attention [B, heads, n, head_dim] in which a query sees the keys of its own block and of earlier ones.
 
-    size: tokens per block (a tubelet, or a world model's time step). The queries are the last n of the keys.
+    size: tokens per block (a tubelet, or a world model's time step). The queries are the last n of the keys; without
+    a window, all see the keys before them, which need not be whole blocks.
     window: how many blocks a query sees, its own included; None for all.
     One call per block on a slice of the keys: no mask, and nothing computed that a mask would throw away.
     """
-    if q.shape[2] % size or k.shape[2] % size:
+    if q.shape[2] % size or (window is not None and k.shape[2] % size):
         raise ValueError(f"{q.shape[2]} queries and {k.shape[2]} keys are not whole blocks of {size} tokens")
     before = k.shape[2] - q.shape[2]
     parts = []
