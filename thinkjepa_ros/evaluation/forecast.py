@@ -22,6 +22,8 @@ from ..train.clips import Grid, load_folder
 from ..values import Frame, Guidance
 from . import baselines, metrics
 from .bootstrap import Interval, bootstrap_mean, paired_bootstrap
+from .coverage import Coverage, coverage, scores
+from .coverage import show as show_coverage
 
 #: Seconds between two forecast origins of an episode.
 ORIGIN_EVERY_S = 0.5
@@ -44,13 +46,15 @@ class Origins:
     truth: list[np.ndarray] = field(default_factory=list)  # [T, J, 3]
     now: list[np.ndarray] = field(default_factory=list)  # true joints now [J, 3]
     visible: list[np.ndarray] = field(default_factory=list)
-    sigma: list[np.ndarray] = field(default_factory=list)
+    sigma: dict[str, list[np.ndarray]] = field(default_factory=dict)  # [T, J] of some of the methods
     found: list[np.ndarray] = field(default_factory=list)  # estimated joints now
     methods: dict[str, list[np.ndarray]] = field(default_factory=dict)
     present: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
-    def add(self, method: str, positions: np.ndarray) -> None:
+    def add(self, method: str, positions: np.ndarray, sigma: np.ndarray | None = None) -> None:
         self.methods.setdefault(method, []).append(positions)
+        if sigma is not None:
+            self.sigma.setdefault(method, []).append(sigma)
 
 
 def collect(
@@ -100,10 +104,9 @@ def _one(
         out.truth.append(ahead)
         out.now.append(now)
         out.visible.append(episode.visible[frames[k]])
-        out.sigma.append(free.sigma)
         out.found.append(free.present)
-        out.add(MODEL, free.positions)
-        out.add(ANCHORED, anchored.positions)
+        out.add(MODEL, free.positions, free.sigma)
+        out.add(ANCHORED, anchored.positions, anchored.sigma)
         for suffix, past in (("", estimates), (TRUE, true_past)):
             out.add(HOLD + suffix, baselines.hold(past[None, -1], f.horizon)[0])
             out.add(
@@ -146,7 +149,7 @@ class Report:
     origins: int
     present: dict[str, Interval]
     tables: dict[str, list[Row]]
-    coverage: float
+    coverage: list[Coverage]
 
     def as_dict(self) -> dict[str, Any]:
         def row(r: Row) -> dict[str, Any]:
@@ -154,7 +157,7 @@ class Report:
             return {"method": r.method, **{name: interval._asdict() for name, interval in intervals.items()}}
 
         rows = {title: [row(r) for r in table] for title, table in self.tables.items()}
-        return {"episodes": self.episodes, "origins": self.origins, "sigma_coverage_68": self.coverage,
+        return {"episodes": self.episodes, "origins": self.origins, "sigma": [c.as_dict() for c in self.coverage],
                 "present_error_m": {k: v._asdict() for k, v in self.present.items()}, "forecasts": rows}  # fmt: skip
 
 
@@ -204,10 +207,23 @@ def report(
             tables[f"{name}, {steps[-1]} steps"] = _rows(
                 {n: e[chosen] for n, e in errors.items()}, ids[chosen], steps[-1]
             )
-    sigma = np.stack(origins.sigma)
-    gap = np.where(mask[..., None], np.abs(predictions[MODEL] - truth) / sigma[..., None], np.nan)
-    coverage = float(metrics.nanmean(np.where(np.isnan(gap), np.nan, gap <= 1.0)))
-    return Report(len(np.unique(ids)), len(ids), present, tables, coverage)
+    return Report(len(np.unique(ids)), len(ids), present, tables, sigma_coverage(origins, joint_names, steps))
+
+
+def sigma_coverage(origins: Origins, joint_names: tuple[str, ...], steps: tuple[int, ...] = HORIZONS) -> list[Coverage]:
+    """How often the truth lies within sigma: from images alone and anchored, all joints, those of a hand that moves and
+    those of one that rests; at the first step, at each of `steps` and at all together.
+    """
+    truth, ids = np.stack(origins.truth), np.array(origins.episode)
+    mask = np.isfinite(truth).all(-1)
+    moving = metrics.moving_joints(np.stack(origins.now), truth, metrics.joint_groups(joint_names))
+    groups = {"all": np.ones_like(moving), "moving hand": moving, "resting hand": ~moving}
+    steps = tuple(s for s in sorted({0, 1, *steps}) if s <= truth.shape[1])
+    lines = []
+    for method, sigma in origins.sigma.items():
+        values = scores(np.stack(origins.methods[method]), truth, np.stack(sigma), mask)
+        lines += coverage(values, method.removeprefix("model, "), groups, ids, steps)
+    return lines
 
 
 def _rows(errors: dict[str, np.ndarray], ids: np.ndarray, horizon: int) -> list[Row]:
@@ -247,7 +263,7 @@ def show(result: Report) -> None:
                 row.method, cm(row.ade), cm(row.fde), "" if row.method in (MODEL, ANCHORED) else cm(row.against)
             )
         console.print(table)
-    console.print(f"Within one sigma per axis: {100 * result.coverage:.0f} % (68 % if calibrated)")
+    show_coverage(result.coverage, "held-out episodes")
 
 
 def evaluate(

@@ -107,7 +107,7 @@ def train_all(
     common = {
         "seed": seed,
         "episodes": len(episodes),
-        "data": _data_hash(data / "train", limit),
+        "data": data_hash(data / "train", limit),
         "config": net.config.as_dict(),
     }
     net.train()
@@ -181,7 +181,7 @@ def mean_pose(tracks: list[latents.Track]) -> np.ndarray:
     return np.asarray(total / np.maximum(count, 1))
 
 
-def _data_hash(folder: Path, limit: int | None) -> str:
+def data_hash(folder: Path, limit: int | None) -> str:
     """One hash over the names and contents of the episodes."""
     digest = hashlib.sha256()
     for path in list_episodes(folder)[:limit]:
