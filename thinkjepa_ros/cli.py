@@ -268,6 +268,21 @@ def evaluate_forecast(
     run(_shipped(model), data, thinker=None if thinker is None else _shipped(thinker), limit=limit, out=out)
 
 
+@evaluate.command("calibrate")
+def evaluate_calibrate(
+    data: Annotated[Path, typer.Argument(help="Folder of validation episodes (seeds from 1000000).")],
+    model: Model = MINI,
+    limit: Annotated[int | None, typer.Option(min=2, help="Use only the first episodes.")] = None,
+) -> None:
+    """Make sigma the standard deviation of the errors on validation episodes, and write that to the model's model.json.
+
+    Shows the share of errors within one and two sigma before and after. Positions and weights stay as they are.
+    """
+    from .evaluation.calibration import calibrate as run
+
+    run(_shipped(model), data, limit=limit)
+
+
 @app.command("import")
 def import_(
     source: Annotated[str, typer.Argument(help="File or folder, or a Hugging Face id such as owner/name.")],
