@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import os
 import re
 import shutil
@@ -18,10 +17,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 
 from .. import checkpoints
 from ..checkpoints import Manifest
-from ..files import CheckpointError, in_words
+from ..files import CheckpointError
 from ..files import Progress as Count
 from ..version import __version__
 from .source import Options, Part, Source, SourceError, read
@@ -57,21 +57,23 @@ def run(
         foreign = read(path, show("reading"))
         parts = convert(foreign, options, kind)
         origin |= {"sha256": foreign.sha256, "imported_by": f"thinkjepa_ros {__version__}"}
-        with in_words(out), _workshop(out, force) as folder:
-            for module, part in parts:
-                manifest = Manifest(
-                    part.kind,
-                    f"{model_id or _NOT_IN_AN_ID.sub('_', name)[:150]}/{part.name}",
-                    part.config,
-                    True,
-                    f"as published ({module.TITLE})",
-                    licence=licence,
-                    source={**origin, **({"note": part.note} if part.note else {})},
-                )
-                try:
+        try:
+            with _workshop(out, force) as folder:
+                for module, part in parts:
+                    manifest = Manifest(
+                        part.kind,
+                        f"{model_id or _NOT_IN_AN_ID.sub('_', name)[:150]}/{part.name}",
+                        part.config,
+                        True,
+                        f"as published ({module.TITLE})",
+                        licence=licence,
+                        source={**origin, **({"note": part.note} if part.note else {})},
+                    )
                     _write(folder / part.name, manifest, part, module.BUILD[part.kind], show)
-                except CheckpointError as error:
-                    raise SourceError(str(error).replace(str(folder), str(out))) from error
+        except CheckpointError as error:  # what was written does not load: say it of the place it was meant for
+            raise SourceError(re.sub(r"/[^/]*\.import-\d+(?=/)", f"/{out.name}", str(error))) from error
+        except (OSError, SafetensorError) as error:
+            raise SourceError(f"{out}: cannot be written ({error}). Check its place, rights and free space.") from error
     folders = [out / part.name for _, part in parts]
     for (_, part), place in zip(parts, folders, strict=True):
         _say(part, place)
@@ -79,15 +81,17 @@ def run(
     return folders
 
 
+def converters() -> list[ModuleType]:
+    return [importlib.import_module(f".{name}", __package__) for name in CONVERTERS]
+
+
 def convert(source: Source, options: Options, kind: str | None = None) -> list[tuple[ModuleType, Part]]:
     """All parts that the converters find in a source, or those of one kind. Raises SourceError."""
-    present = [name for name in CONVERTERS if importlib.util.find_spec(f".{name}", __package__)]
-    converters = [importlib.import_module(f".{name}", __package__) for name in present]
-    kinds = sorted({k for c in converters for k in c.BUILD})
+    kinds = sorted({k for c in converters() for k in c.BUILD})
     if kind is not None and kind not in kinds:
         raise SourceError(f"--as {kind}: no such kind; there are {', '.join(kinds)}.")
     parts: list[tuple[ModuleType, Part]] = []
-    for converter in converters:
+    for converter in converters():
         if (kind is None or kind in converter.BUILD) and converter.recognises(source):
             try:
                 found = converter.convert(source, options)
