@@ -7,13 +7,18 @@ from pathlib import Path
 import oracle_ac
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from thinkjepa_ros import checkpoints
 from thinkjepa_ros.importers import vjepa2_ac
+from thinkjepa_ros.importers.command import run
 from thinkjepa_ros.importers.source import Options, Source, SourceError, read
+from thinkjepa_ros.jepa import ac
 from thinkjepa_ros.jepa.ac import ACPredictor
+from thinkjepa_ros.jepa.encoder import Encoder, EncoderConfig
 
 
 def imported(source: Source, **options: int) -> ACPredictor:
@@ -84,8 +89,46 @@ def test_a_checkpoint_as_published_is_read_with_the_published_settings(tmp_path:
     assert part.kind == "ac_predictor" and "16 heads" in part.note
     config = {k: part.config[k] for k in ("heads", "rows", "columns", "norm_eps", "extrinsics")}
     assert config == {"heads": 16, "rows": 16, "columns": 16, "norm_eps": 1e-6, "extrinsics": False}
-    assert all(tensor.dtype == torch.float32 for tensor in part.state.values())
     vjepa2_ac.BUILD[part.kind](part.config).load_state_dict(part.state)
+
+
+def test_an_imported_file_gives_an_encoder_and_a_predictor_that_imagine(tmp_path: Path) -> None:
+    """From `vjepa2-ac-vitg.pt`, here small, to a rollout from a picture."""
+    g = torch.Generator().manual_seed(0)
+
+    def linear(name: str, *shape: int) -> oracle_ac.State:
+        weight = 0.05 * torch.randn(*shape, generator=g)
+        return {f"{name}.weight": weight, f"{name}.bias": torch.zeros(shape[0])}
+
+    def norm(name: str) -> oracle_ac.State:
+        return {f"{name}.weight": torch.ones(192), f"{name}.bias": torch.zeros(192)}
+
+    encoder = linear("patch_embed.proj", 192, 3, 2, 16, 16) | norm("norm")
+    encoder |= norm("blocks.0.norm1") | norm("blocks.0.norm2")
+    encoder |= linear("blocks.0.attn.qkv", 576, 192) | linear("blocks.0.attn.proj", 192, 192)
+    encoder |= linear("blocks.0.mlp.fc1", 768, 192) | linear("blocks.0.mlp.fc2", 192, 768)
+    predictor = oracle_ac.random_state(width=24, depth=2, latent=192)
+    file = tmp_path / "vjepa2-ac-vitg.pt"
+    torch.save(
+        {
+            "encoder": {f"module.backbone.{name}": tensor for name, tensor in encoder.items()},
+            "predictor": {f"module.{name}": tensor for name, tensor in predictor.items()},
+            "epoch": 3,
+        },
+        file,
+    )
+    run(str(file), tmp_path / "ac", Options(heads=2), licence="MIT")
+    eyes, _ = checkpoints.load_module(tmp_path / "ac" / "encoder", "encoder", lambda c: Encoder(EncoderConfig(**c)))
+    net, manifest = ac.load(tmp_path / "ac" / "ac_predictor")
+    assert manifest.licence == "MIT" and net.config.heads == 2
+    image = torch.randint(0, 256, (1, 256, 256, 3), dtype=torch.uint8, generator=g)
+    z = F.layer_norm(eyes.frames(image), (192,))
+    actions, state = 0.05 * torch.randn(2, 1, 7, generator=g), torch.zeros(1, 7)
+    with torch.inference_mode():
+        got = net.rollout(z, actions, state).latents[:, 0]
+        frames = z[:, None].expand(2, -1, -1, -1)
+        want = oracle_ac.predict(predictor, 2, (16, 16), frames, actions, state.expand(2, 1, 7))[:, 0]
+    torch.testing.assert_close(got, F.layer_norm(want, (192,)), atol=1e-5, rtol=1e-5)
 
 
 def test_other_checkpoints_are_left_to_other_importers() -> None:

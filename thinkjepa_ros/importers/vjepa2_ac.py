@@ -74,7 +74,6 @@ def convert(source: Source, options: Options) -> list[Part]:
             raise SourceError(
                 f"{source.path}: {name} (our name) is {list(tensor.shape)}, others ask for {list(shapes[name])}."
             )
-    out = {name: tensor.float() for name, tensor in out.items()}
     return [Part(ac.KIND, ac.KIND, dataclasses.asdict(config), out, note)]
 
 

@@ -9,12 +9,15 @@ the number of frames of training.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import checkpoints
+from ..checkpoints import Manifest
 from . import rope
 from .layers import EPS, Block, Memory, initialise
 from .pose import compute_new_pose
@@ -238,3 +241,8 @@ class ACPredictor(nn.Module):
             # the published code measures both axes by the height of the grid
             positions[:, self.extra :, 2] *= config.rows / config.columns
         return positions.flatten(0, 1)
+
+
+def load(folder: str | Path) -> tuple[ACPredictor, Manifest]:
+    """An imported predictor, on the CPU, in evaluation mode. Raises CheckpointError."""
+    return checkpoints.load_module(folder, KIND, lambda config: ACPredictor(ACConfig.from_dict(config)))
