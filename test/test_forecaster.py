@@ -16,8 +16,15 @@ from thinkjepa_ros.values import Camera, Frame
 
 CLIP = config({"tubelet": 2, "attention": "full", "rope": "tiled"}, {"context_steps": 2}, clip=True)
 CAUSAL_CLIP = config({"tubelet": 2, "attention": "causal"}, {"context_steps": 2}, clip=True)
-ATTENTIVE = config(readout="attentive")
-WAYS = {"single": config(), "clip": CLIP, "causal clip": CAUSAL_CLIP, "attentive": ATTENTIVE}
+STREAM = config({"tubelet": 2, "attention": "causal", "window": 2}, {"context_steps": 2})
+WAYS = {
+    "single": config(),
+    "single, of an encoder of clips": config({"tubelet": 2, "attention": "full"}),
+    "clip": CLIP,
+    "causal clip": CAUSAL_CLIP,
+    "stream": STREAM,
+    "attentive": config(readout="attentive"),
+}
 
 
 @pytest.fixture(params=WAYS)
@@ -48,7 +55,8 @@ def test_every_frame_of_the_window_counts(net) -> None:
         assert not np.array_equal(f.forecast(fill(f, changed)).positions, before), k
 
 
-def test_the_same_window_gives_the_same_bits_whatever_came_before(net) -> None:
+def test_the_same_window_gives_the_same_forecast_whatever_came_before(net) -> None:
+    """Only rounding may differ where frames of a window were encoded together or one by one."""
     a, b = forecaster(net), forecaster(net)
     pictures = images(net, a.window + 4)
     for k, picture in enumerate(pictures):
@@ -57,7 +65,54 @@ def test_the_same_window_gives_the_same_bits_whatever_came_before(net) -> None:
             last = a.forecast()
     assert last.stamp_ns == stamps[-1]
     again = b.forecast(fill(b, pictures[4:], 4))
-    assert np.array_equal(last.positions, again.positions) and np.array_equal(last.sigma, again.sigma)
+    assert np.allclose(last.positions, again.positions, atol=1e-5) and np.allclose(last.sigma, again.sigma, atol=1e-5)
+
+
+def test_two_runs_agree_bit_for_bit(net) -> None:
+    runs = []
+    for f in (forecaster(net), forecaster(net)):
+        f.guide(guidance(stamp_ns=0))
+        made = []
+        for k, picture in enumerate(images(net, f.window + 3)):
+            fill(f, [picture], k)
+            if k + 1 >= f.window:
+                made.append(f.forecast())
+        runs.append(made)
+    for a, b in zip(*runs, strict=True):
+        assert (
+            a.guidance_weight == 1.0 and np.array_equal(a.positions, b.positions) and np.array_equal(a.sigma, b.sigma)
+        )
+
+
+def test_a_frame_that_comes_again_with_other_pixels_replaces_the_first(net) -> None:
+    f, pictures = forecaster(net), images(net, 20)
+    stamps = fill(f, pictures[: f.window])
+    first = f.forecast().positions
+    f.observe(Frame(pictures[-1], stamps[2]), f.camera)
+    assert not np.array_equal(f.forecast(stamps).positions, first)
+    fill(f, pictures[: f.window])
+    assert np.allclose(f.forecast(stamps).positions, first, atol=1e-5)
+
+
+def test_a_stream_encodes_each_tubelet_once_and_begins_again_after_a_gap() -> None:
+    net = small_net(made_as=STREAM)
+    assert (net.config.reach, net.config.frames) == (3, 8)
+    f, steps = forecaster(net), []
+    for k, picture in enumerate(images(net, 14)):
+        if k == 10:
+            continue  # lost: the grid has a gap from here on
+        fill(f, [picture], k)
+        if 7 <= k < 10:
+            f.forecast()
+            steps.append([chain.stream.steps for chain in f._sight._chains])
+    assert steps == [[4], [4, 4], [4, 5]], "two phases of tubelets on frames, each continued"
+    with pytest.raises(ForecastError, match="missing on the grid"):
+        f.forecast()
+    fill(f, images(net, 8, seed=5), 20)
+    f.forecast()
+    assert f._sight._chains[-1].stream.steps == 4
+    f.reset()
+    assert not f._sight._chains
 
 
 def test_frames_may_come_in_any_order(net) -> None:
@@ -140,7 +195,8 @@ def test_guidance_fades_with_the_age_of_the_window(net) -> None:
         weights.append(result.guidance_weight)
         effects.append(float(np.abs(result.positions - plain).max()))
     assert weights == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.1, 0.0])
-    assert effects[0] == effects[2] > effects[3] > effects[4] > effects[5] == 0.0
+    assert effects[0] == pytest.approx(effects[2], rel=1e-3) and effects[3] > effects[4] > effects[5]
+    assert effects[4] < effects[0] / 2 and effects[5] == pytest.approx(0.0, abs=1e-5)
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,8 +1,8 @@
 """Streaming inference: frames and guidance in, forecasts out. This is what the predictor node talks to.
 
 A frame is kept by stamp: its latent, where the model sees frames one by one, else its image. A forecast takes the
-window of frames that it is asked for and depends on nothing else but the guidance: the same window gives the same bits
-whatever came before.
+window of frames that it is asked for and depends on nothing else but the guidance, whatever came before. Only rounding
+may differ where frames of a window were encoded together or one by one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ..stream.geometry import CanonicalView
 from ..values import Camera, Forecast, Frame, Guidance
 from . import model, precision
 from .compiled import Prepared, prepare
-from .sight import Context, sight_of
-from .step import Foresee, unpack
+from .sight import sight_of
+from .step import Foresee, Numbers
 
 
 class ForecastError(RuntimeError):
@@ -66,7 +66,7 @@ class Forecaster:
         self._sight = sight_of(self._net)
         self._foresee = Prepared(Foresee(self._net), "eager")
         self._frames: OrderedDict[int, _Kept] = OrderedDict()
-        self._poses: dict[int, Tensor] = {}  # stamp -> joints, where the newest window has an estimate
+        self._estimates: dict[int, np.ndarray] = {}  # stamp -> joints [J, 3], of the newest window
         # stamp -> predicted latent of the tubelet that follows
         self._expected: OrderedDict[int, Tensor] = OrderedDict()
         self._guidance: Guidance | None = None
@@ -141,12 +141,9 @@ class Forecaster:
 
     def _blank(self) -> tuple[Tensor, ...]:
         """Inputs of `Foresee` that mean nothing, in their shapes and types."""
-        c, joints = self._net.config, len(self.joint_names)
-        e, p = c.encoder, c.predictor
-        shapes = ((e.grid**2, e.width), (p.latents, p.pooled**2, e.width), (p.latents, joints, 3))
-        kinds = (self.choice.dtype, self.choice.dtype, torch.float32)
-        zeros = [torch.zeros(s, dtype=k, device=self._device) for s, k in zip(shapes, kinds, strict=True)]
-        return (*zeros, self._no_anchor, self._no_expectation, *self._no_guidance)
+        e, p = self._net.config.encoder, self._net.config.predictor
+        latents = torch.zeros(p.latents, e.grid**2, e.width, dtype=self.choice.dtype, device=self._device)
+        return (latents, self._no_anchor, self._no_expectation, *self._no_guidance)
 
     def observe(self, frame: Frame, camera: Camera | None = None) -> None:
         """Take in one frame; in any order. camera: its intrinsics; without them the scale is a guess and forecasts say
@@ -168,6 +165,8 @@ class Forecaster:
                 self._views.clear()
             view = self._views[camera] = CanonicalView(camera, self.camera)
         image = self._to_device(view.apply(rgb))
+        if frame.stamp_ns in self._frames:
+            self._sight.forget()
         with torch.inference_mode():
             self._frames[frame.stamp_ns] = _Kept(self._sight.take(image), frame.frame_id, view.metric)
         self._frames.move_to_end(frame.stamp_ns)
@@ -184,9 +183,9 @@ class Forecaster:
 
         Raises ForecastError for another frame.
         """
-        if stamp_ns not in self._poses:
+        if stamp_ns not in self._estimates:
             raise ForecastError(f"the newest window has no estimate of the joints at {stamp_ns} ns")
-        return np.asarray(self._poses[stamp_ns].cpu().numpy())
+        return self._estimates[stamp_ns]
 
     def check_guidance(self, guidance: Guidance) -> None:
         """Raises GuidanceError naming the field that does not fit. May be called from any thread."""
@@ -221,7 +220,7 @@ class Forecaster:
     def reset(self) -> None:
         """Drop frames, expectations and guidance, as after a clock jump."""
         self._frames.clear()
-        self._poses = {}
+        self._estimates = {}
         self._expected.clear()
         self._sight.forget()
         self.guide(None)
@@ -244,21 +243,23 @@ class Forecaster:
         kept, now = [self._frames[stamp] for stamp in stamps], stamps[-1]
         weight = 0.0 if self._guidance is None else self._guidance.weight(now)
         with torch.inference_mode():
-            context = self._sight.context(stamps, [frame.seen for frame in kept])
-            numbers, follows = self._foresee.call(
-                *context,
+            flat, follows = self._foresee.call(
+                self._sight.latents(stamps, [frame.seen for frame in kept]),
                 self._no_anchor if anchor is None else self._observed(anchor),
                 self._expectation(stamps),
                 *self._payload(weight),
             )
-            positions, sigma, present, surprise = unpack(numbers.cpu(), self.horizon, len(self.joint_names))
-        if not (positions.isfinite().all() and sigma.isfinite().all()):
+            numbers = Numbers.of(flat.cpu(), self.horizon, len(self.joint_names))
+        if not (numbers.positions.isfinite().all() and numbers.sigma.isfinite().all()):
             raise ForecastError(f"{self.model_id} gave values that are not finite")
-        self._remember_window(stamps, context, follows)
+        self._estimates = dict(zip(stamps[self.estimated], numbers.seen.numpy(), strict=True))
+        self._expected[now] = follows
+        while len(self._expected) > self._remember:
+            self._expected.popitem(last=False)
         return Forecast(
-            positions=positions.numpy(),
-            sigma=sigma.numpy(),
-            present=present.numpy(),
+            positions=numbers.positions.numpy(),
+            sigma=numbers.sigma.numpy(),
+            present=numbers.present.numpy(),
             joint_names=self.joint_names,
             step_s=self.step_ns * 1e-9,
             stamp_ns=now,
@@ -267,7 +268,7 @@ class Forecaster:
             metric=kept[-1].metric,
             guidance_weight=weight,
             guidance_age_s=(now - self._guidance.stamp_ns) * 1e-9 if self._guidance and weight else float("nan"),
-            surprise=float(surprise),
+            surprise=float(numbers.surprise),
             model_id=self.model_id,
             domain=self.domain,
         )
@@ -301,12 +302,6 @@ class Forecaster:
         if steps >= len(stamps):
             return self._no_expectation
         return self._expected.get(stamps[-1 - steps], self._no_expectation)
-
-    def _remember_window(self, stamps: Sequence[int], context: Context, follows: Tensor) -> None:
-        self._poses = dict(zip(stamps[self.estimated], context.poses, strict=True))
-        self._expected[stamps[-1]] = follows.float()
-        while len(self._expected) > self._remember:
-            self._expected.popitem(last=False)
 
     def _nan(self, *shape: int) -> Tensor:
         return torch.full(shape, float("nan"), device=self._device)

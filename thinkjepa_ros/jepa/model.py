@@ -181,10 +181,6 @@ class ForecastNet(nn.Module):
         self.predictor.to(dtype)
         return self
 
-    def look(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents [k, n, D] of one window: the newest [n, D], all pooled [k, p^2, D], joints float32 [k, J, 3]."""
-        return latents[-1], self.predictor.pool(latents), self.pose(latents.float())
-
     def forecast(
         self, past: Tensor, now: Tensor, poses: Tensor, payload: Payload | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:

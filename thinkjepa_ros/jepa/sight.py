@@ -1,29 +1,30 @@
-"""What is kept of a frame, and how a window of frames becomes latents: alone, as one clip, or as a causal stream."""
+"""How a window of frames becomes latents: each frame alone, all as one clip, or as a causal stream.
+
+A sight keeps of each frame what it needs until a window asks for it. Images are uint8 [S, S, 3] on the device.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .compiled import Prepared, prepare
+from .encoder import Encoder
 from .model import ForecastNet
 from .step import Look
+from .streaming import StreamingEncoder
 
-
-class Context(NamedTuple):
-    """now: newest latent [n, D]; pooled [latents, p^2, D]; poses float32 [latents, J, 3], metres, the last is now."""
-
-    now: Tensor
-    pooled: Tensor
-    poses: Tensor
+#: Streams kept: phases of a camera on the time grid, times phases of tubelets on frames.
+_CHAINS = 16
 
 
 class Sight(ABC):
-    """One of three ways to see. Images are uint8 [S, S, 3] on the device."""
+    """See the module."""
 
     def __init__(self, net: ForecastNet) -> None:
         self.net = net
@@ -31,8 +32,7 @@ class Sight(ABC):
 
     def prepare(self, device: torch.device, compile: bool) -> None:
         """Make `look` fast, see `compiled.prepare`."""
-        config = self.net.config
-        size, frames = config.encoder.image_size, config.frames if config.clip else 1
+        size, frames = self.net.config.encoder.image_size, self.net.config.frames if self.net.config.clip else 1
         images = torch.zeros(frames, size, size, 3, dtype=torch.uint8, device=device)
         self.look = prepare(Look(self.net), (images,), compile)
 
@@ -41,35 +41,104 @@ class Sight(ABC):
         """What to keep of a frame until a window needs it."""
 
     @abstractmethod
-    def context(self, stamps_ns: Sequence[int], kept: Sequence[Any]) -> Context:
-        """Latents of a window, oldest first."""
+    def latents(self, stamps_ns: Sequence[int], kept: Sequence[Any]) -> Tensor:
+        """Latents [k, n, D] of a window, oldest first; k as in `PredictorConfig.latents`."""
 
     def forget(self) -> None:  # noqa: B027  most keep nothing
         """Drop what was kept besides the frames."""
 
 
+class _Frame:
+    """The image of a frame until it is encoded, its latent [n, D] afterwards."""
+
+    def __init__(self, image: Tensor) -> None:
+        self.image: Tensor | None = image
+        self.latent: Tensor | None = None
+
+
 class Single(Sight):
-    """Each frame alone, as its own tubelet: encoded once, when it comes, whatever windows it will be part of."""
+    """Each frame alone, as its own tubelet: encoded once, whatever windows it is part of.
 
-    def take(self, image: Tensor) -> Context:
-        return Context(*self.look.call(image[None]))
+    What a window needs and no window before needed is encoded in one go: after a gap that is all of it, which takes
+    half of the time of one by one.
+    """
 
-    def context(self, stamps_ns: Sequence[int], kept: Sequence[Context]) -> Context:
-        return Context(
-            kept[-1].now, torch.cat([seen.pooled for seen in kept]), torch.cat([seen.poses for seen in kept])
-        )
+    def take(self, image: Tensor) -> _Frame:
+        return _Frame(image)
+
+    def latents(self, stamps_ns: Sequence[int], kept: Sequence[_Frame]) -> Tensor:
+        new = [frame for frame in kept if frame.image is not None]
+        images = [frame.image for frame in new if frame.image is not None]
+        for group in ([image] for image in images) if self.look.captured else [images] if images else []:
+            for latent in self.look.call(torch.stack(group))[0]:
+                frame = new.pop(0)
+                frame.image, frame.latent = None, latent
+        return torch.stack([frame.latent for frame in kept if frame.latent is not None])
 
 
 class Clip(Sight):
-    """The window as one clip, encoded anew for every forecast: what bidirectional encoders need to be exact."""
+    """The window as one clip, encoded anew for every forecast: what makes bidirectional encoders exact."""
 
     def take(self, image: Tensor) -> Tensor:
         return image
 
-    def context(self, stamps_ns: Sequence[int], kept: Sequence[Tensor]) -> Context:
-        return Context(*self.look.call(torch.stack(list(kept))))
+    def latents(self, stamps_ns: Sequence[int], kept: Sequence[Tensor]) -> Tensor:
+        return self.look.call(torch.stack(list(kept)))[0]
+
+
+class _Chain:
+    """A stream that has seen the tubelets of a window. stamps_ns: the frames of that window."""
+
+    def __init__(self, encoder: Encoder, latents: int) -> None:
+        self.stream = StreamingEncoder(encoder)
+        self.latents: deque[Tensor] = deque(maxlen=latents)
+        self.stamps_ns: tuple[int, ...] = ()
+
+    def step(self, images: Sequence[Tensor]) -> None:
+        self.latents.append(self.stream.step(torch.stack(list(images))[None])[0])
+
+
+class Stream(Sight):
+    """A causal encoder with the keys and values of earlier tubelets: a window costs its newest tubelet alone.
+
+    A latent depends on `ModelConfig.reach` tubelets, and a window holds all that its latents depend on: so continuing a
+    stream and encoding the window from scratch give the same numbers but for rounding. There is a stream for every
+    phase of the camera on the grid (and of tubelets on frames). A window that continues none, as after a gap, begins
+    one.
+    """
+
+    def __init__(self, net: ForecastNet) -> None:
+        super().__init__(net)
+        self._chains: list[_Chain] = []
+
+    def prepare(self, device: torch.device, compile: bool) -> None:
+        self.look = Prepared(Look(self.net), "as a stream, eager (its memory moves on)")
+
+    def take(self, image: Tensor) -> Tensor:
+        return image
+
+    def latents(self, stamps_ns: Sequence[int], kept: Sequence[Tensor]) -> Tensor:
+        stamps, tubelet = tuple(stamps_ns), self.net.config.frames_per_latent
+        chain = self._find(stamps) or self._find(stamps[:-tubelet])
+        if chain is None:
+            chain = _Chain(self.net.encoder, self.net.config.predictor.latents)
+            for first in range(0, len(kept) - tubelet, tubelet):
+                chain.step(kept[first : first + tubelet])
+        if chain.stamps_ns != stamps:
+            chain.step(kept[-tubelet:])
+            chain.stamps_ns = stamps
+        self._chains = [*(c for c in self._chains if c is not chain), chain][-_CHAINS:]
+        return torch.stack(list(chain.latents))
+
+    def _find(self, stamps: tuple[int, ...]) -> _Chain | None:
+        """The stream whose newest frames are these."""
+        return next((c for c in self._chains if c.stamps_ns[-len(stamps) :] == stamps), None)
+
+    def forget(self) -> None:
+        self._chains.clear()
 
 
 def sight_of(net: ForecastNet) -> Sight:
     """The way to see that the configuration asks for."""
-    return Clip(net) if net.config.clip else Single(net)
+    config = net.config
+    return Clip(net) if config.clip else Stream(net) if config.streaming else Single(net)
