@@ -52,8 +52,9 @@ _CURRENT = {
     "vlm_cross_attn": "guidance_memory_readers",
     "vlm_gate": "guidance_layer_scale",
 }
+_HF_EMBED = "predictor.embeddings.predictor_embeddings"
 _HF = {
-    "predictor.embeddings.predictor_embeddings": "context_adapter",
+    _HF_EMBED: "context_adapter",
     "predictor.layer": "rollout_layers",
     "predictor.layernorm": "rollout_norm",
     "predictor.proj": "output_adapter",
@@ -85,7 +86,13 @@ def convert(source: Source, options: Options) -> list[Part]:
             wanted = GuidedPredictor(config).state_dict()
     except KeyError as error:
         raise SourceError(f"{source.path}: no tensor {error.args[0]}. The file is cut, or not a predictor.") from None
-    except (ValueError, TypeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        IndexError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:  # whatever a made-up file stumbles over
         raise SourceError(f"{source.path}: the predictor is not usable ({error}).") from None
     if left := sorted(state.keys() - used):
         raise SourceError(f"{source.path}: {', '.join(left[:3])} are not part of a predictor; nothing was imported.")
@@ -102,10 +109,11 @@ def _find(source: Source) -> tuple[str, dict[str, Tensor]] | None:
     for state in source.sections.values():
         if "action_encoder.weight" in state:  # an action-conditioned predictor, which has the same names
             continue
-        if any(name.startswith(f"{prefix}.") for name in state for prefix in _HF):
-            state = _from_hugging_face(state)
+        bare = {re.sub(r"^(w|vjepa2)\.", "", name): tensor for name, tensor in state.items()}
+        if f"{_HF_EMBED}.weight" in bare:
+            state = _from_hugging_face(bare)
         else:
-            state = {_renamed(name.removeprefix("w.")): tensor for name, tensor in state.items()}
+            state = {_renamed(name): tensor for name, tensor in bare.items()}
         embed, out = state.get("context_adapter.weight"), state.get("output_adapter.weight")
         if embed is None or out is None or embed.shape[1:] != out.shape[:1]:
             continue  # V-JEPA 2.1 predicts several levels at once
@@ -150,8 +158,8 @@ def _value(text: str) -> Any:
 
 
 def _count(state: dict[str, Tensor], prefix: str) -> int:
-    pattern = re.compile(rf"{prefix}\.(\d+)(\.|$)")
-    return 1 + max((int(m[1]) for name in state if (m := pattern.match(name))), default=-1)
+    """How many there are; a gap in their numbers shows as a tensor that is missing."""
+    return len({name.split(".")[1] for name in state if name.startswith(f"{prefix}.")})
 
 
 def _config(
