@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
-from thinkjepa_ros.benchmarks import roofline
+from thinkjepa_ros import cli
+from thinkjepa_ros.benchmarks import encoders, jepa, predictors, report, roofline, steps
 from thinkjepa_ros.benchmarks.baselines import Layout, Plain, Published, Sizes
 from thinkjepa_ros.benchmarks.timing import Group, Target, Variant, measure
 
@@ -15,8 +20,11 @@ SMALL = Sizes(latent=32, width=96, depth=3, heads=2, guide_layers=2, guide_width
 LAYOUTS = {"v1": Layout("v1", 4, 4, 8), "v2": Layout("v2", 3, 2, 10)}
 
 
-def counted(call) -> int:
-    """FLOPs by torch's own counter, which knows the products of the mathematical form of attention on every device."""
+CPU, PEAK = torch.device("cpu"), roofline.Peak(1e9, 1e9)
+
+
+def counted_in_full(call) -> int:
+    """FLOPs by torch's own counter, which by itself knows attention on a CPU in its mathematical form only."""
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
@@ -53,22 +61,42 @@ def test_the_two_other_ways_give_the_same_numbers(name):
 def test_only_the_causal_layout_has_a_mask():
     assert Plain(LAYOUTS["v1"], SMALL).mask is None
     mask = Plain(LAYOUTS["v2"], SMALL).mask
-    assert mask is not None and mask.shape == (1, 50, 50)
-    assert mask[0, 9, 9] and mask[0, 0, 9] and not mask[0, 9, 10] and mask[0, 10, 0]
+    assert mask is not None and mask.shape == (50, 50)
+    assert mask[9, 9] and mask[0, 9] and not mask[9, 10] and mask[10, 0]
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_flops_of_a_predictor_are_those_that_torch_counts(name):
-    layout = LAYOUTS[name]
-    plain = Plain(layout, SMALL)
-    context, old, new = (t[:1] for t in inputs(layout, SMALL))
-    seen, wanted = layout.context * layout.tokens, layout.targets * layout.tokens
-    mixing = roofline.attention(seen + wanted, seen + wanted, SMALL.width)
-    expected = roofline.predictor(seen, wanted, SMALL.latent, mixing, SMALL.width, SMALL.depth)
-    fused = roofline.film(1, SMALL.width, 0, SMALL.guide_hidden) * SMALL.depth
-    guided = SMALL.depth if layout.causal else SMALL.guide_layers  # v1 projects nothing for blocks without a layer
-    projected = guided * (3 + 5) * roofline.linear(1, SMALL.guide_width, SMALL.width)
-    assert counted(lambda: plain(context, old, new)) == expected + fused + projected
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["v1", "v2"])
+def test_ours_gives_the_same_numbers_for_the_flops_of_the_formula(name, dtype):
+    sizes = Sizes(latent=48, width=96, depth=5, heads=2, guide_layers=3, guide_width=24, guide_hidden=16)
+    g = predictors.compare(predictors.layout(name, 64), sizes, CPU, dtype, PEAK)
+    measure(g, 0.001)
+    plain, ours, published = (g[n] for n in (predictors.PLAIN, predictors.OURS, predictors.PUBLISHED))
+    within = 2e-5 if dtype == torch.float32 else 0.1
+    assert plain.scale > 0.5 and ours.difference < within and published.difference < within
+    for variant in g.variants:
+        assert variant.work.flops == counted_in_full(variant.call) == roofline.counted(variant.call), variant.name
+    assert ours.work.flops < plain.work.flops
+    assert (plain.memory, ours.memory) == (0 if name == "v1" else 128**2, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_encoder_is_compared_with_the_same_weights(dtype):
+    g = encoders.against_transformers(encoders.Shape("small", 64, 4, 2, 48, 2, 2), CPU, dtype, PEAK)
+    measure(g, 0.001)
+    ours = g[encoders.OURS]
+    assert ours.scale > 0.5 and ours.difference < (1e-5 if dtype == torch.float32 else 0.1)
+    for variant in g.variants:
+        assert variant.work.flops == counted_in_full(variant.call) == roofline.counted(variant.call)
+
+
+def test_a_stream_is_compared_with_its_clip():
+    g = encoders.streaming(1, CPU, torch.float32, PEAK, times=3, image_size=32, width=96)
+    again, newest = g.variants
+    assert again.work.flops == counted_in_full(again.call)
+    measure(g, 0.001)
+    assert newest.difference < 1e-5 < newest.scale
+    assert newest.work.flops == counted_in_full(newest.call)  # with its window full
 
 
 def test_work_adds_up_and_the_slower_roof_counts():
@@ -125,3 +153,59 @@ def test_targets_by_hand():
     assert Target("slow", 20.0).met(g) is True and Target("slow", 20.0, percentile=99).met(g) is False
     g["slow"].times = []
     assert Target("slow", 20.0).met(g) is None and Target("fast", 1.5, beside="slow").met(g) is None
+
+
+def test_a_stopped_benchmark_writes_what_it_has(tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "steps", stop)
+    out = tmp_path / "figures.json"
+    with pytest.raises(KeyboardInterrupt):
+        jepa.bench(Path("models/mini"), "mini", seconds=0.01, tokens=32, dtype="float32", out=out)
+    values = json.loads(out.read_text())
+    assert values["complete"] is False and len(values["groups"]) == 4
+    assert "guided predictor v2" in capsys.readouterr().out
+
+
+def test_the_command_prints_and_writes_every_figure(tmp_path):
+    done = CliRunner().invoke(cli.app, ["train", "untrained", str(tmp_path / "small")])
+    assert done.exit_code == 0, done.output
+    options = ["--model", str(tmp_path / "small"), "--size", "mini", "--seconds", "0.01", "--tokens", "32"]
+    done = CliRunner().invoke(cli.app, ["bench", "jepa", *options, "--layers", "1", "--json", str(tmp_path / "f.json")])
+    assert done.exit_code == 0, done.output
+    values = json.loads((tmp_path / "f.json").read_text())
+    assert values["complete"] and {"device", "threads", "bf16_instructions", "torch"} <= values["machine"].keys()
+    assert len(values["groups"]) == 2 * 5
+    for g in values["groups"]:
+        assert {"title", "dtype", "peak_flops", "peak_bandwidth", "variants", "ratios", "targets"} <= g.keys()
+        for v in g["variants"]:
+            assert v["p50_ms"] <= v["p99_ms"] and v["runs"] >= 3 and v["roofline_ms"] > 0 and v["flops"] > 0
+        assert g["targets"], g["title"]
+        assert all(t["met"] in (True, False) for t in g["targets"])
+    for words in ("transformers / ours = ", "plain / ours = ", "as published / ours = ", "streaming step", "target: "):
+        assert words in done.output
+
+
+@pytest.mark.parametrize("option", [{"size": "giant"}, {"dtype": "float16"}, {"tokens": 100}, {"device": "warp"}])
+def test_an_option_that_makes_no_sense_is_refused_before_anything_is_measured(option, monkeypatch):
+    monkeypatch.setattr(roofline, "measure", lambda *_: pytest.fail("something was measured"))
+    with pytest.raises(ValueError, match=str(next(iter(option.values())))):
+        jepa.bench(Path("models/mini"), **option)
+
+
+def test_memory_is_told_in_units():
+    assert [report.in_units(n) for n in (0, 1000, 67108864, 1.5 * 2**30)] == ["0", "1e+03 B", "64 MiB", "1.5 GiB"]
+
+
+@pytest.mark.gpu
+def test_a_gpu_runs_the_full_size(tmp_path):
+    assert torch.cuda.is_available()
+    out = tmp_path / "f.json"
+    groups = jepa.bench(Path("models/mini"), device="cuda", seconds=0.2, dtype="bfloat16", out=out)
+    assert json.loads(out.read_text())["complete"]
+    assert any("CUDA graph" in g.title for g in groups)
+    for g in groups:
+        for v in g.variants:
+            assert v.times and not v.difference > 0.1 * v.scale, (g.title, v.name)
+            assert v.memory > 0

@@ -80,9 +80,3 @@ def test_an_untrained_checkpoint_says_so(tmp_path: Path) -> None:
     assert runner.invoke(cli.app, ["train", "untrained", str(tmp_path / "m")]).exit_code == 0
     f = Forecaster.load(tmp_path / "m")
     assert not f.trained and f.model_id.endswith("(untrained)") and f.horizon == 32
-
-
-def test_bench_prints_ratios_side_by_side(tmp_path: Path) -> None:
-    runner.invoke(cli.app, ["train", "untrained", str(tmp_path / "m")])
-    done = runner.invoke(cli.app, ["bench", "jepa", "--model", str(tmp_path / "m"), "--seconds", "0.1"])
-    assert done.exit_code == 0 and "a forecast, guided" in done.stdout and "times the frame" in done.stdout

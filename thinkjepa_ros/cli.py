@@ -209,7 +209,7 @@ def train_pretrain(
         float | None, typer.Option(min=0.0, max=1.0, help="Of the target encoder, at the last step. Default: 0.999.")
     ] = None,
     sigreg: Annotated[
-        float | None, typer.Option(min=0.0, help="Weight of SIGReg. Default: 0.2 in end-to-end, else 0.")
+        float | None, typer.Option(min=0.0, help="Weight of SIGReg. Default: 1 in end-to-end, else 0.")
     ] = None,
     variance: Annotated[float | None, typer.Option(min=0.0, help="Weight of the variance term. Default: 0.")] = None,
     covariance: Annotated[
@@ -349,14 +349,29 @@ def bench_transport(
 @bench.command("jepa")
 def bench_jepa(
     model: Model = MINI,
+    size: Annotated[str, typer.Option(help="What to measure: mini, vitl or all.")] = "all",
     device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
     threads: Threads = 1,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure each part.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure each row of the tables.")] = 3.0,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Blocks of the large models. Default: 2 on a CPU, all on a GPU.")
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=32, help="Context and target tokens of the predictor. Default: 512 mini, 4096 vitl."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="both, float32 or bfloat16.")] = "both",
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
 ) -> None:
-    """The model alone: what a frame and a forecast cost."""
-    from .jepa.bench import bench as run
+    """The model alone, beside other ways to the same numbers and what the machine could do at best.
 
-    run(_shipped(model), device, threads, seconds)
+    The encoder beside that of transformers, the guided predictor beside one written plainly and one written as
+    published (same weights, numbers compared), and whole steps from a camera image to a forecast. Ctrl-C prints what
+    was measured so far.
+    """
+    from .benchmarks.jepa import bench as run
+
+    run(_shipped(model), size, device, threads, seconds, layers, tokens, dtype, json)
 
 
 @bench.command("graph")

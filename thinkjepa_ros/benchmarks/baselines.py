@@ -26,7 +26,8 @@ from ..jepa.layers import EPS
 class Layout:
     """How the tokens of one of the two published generations lie: frames of equally many tokens, time-major.
 
-    "v1": 128 tokens per frame, position (0, frame, token), full attention, guidance by layer index.
+    "v1": 128 tokens per frame, position (0, frame, token), full attention, guidance by layer index. Its code takes the
+    128 for the side of a square grid, so that more frames than tokens per frame would go on in the first coordinate.
     "v2": 256 tokens per frame, position (frame, token, 0), a token sees its own frame and earlier ones, guidance layers
     spread over the blocks.
     """
@@ -43,14 +44,16 @@ class Layout:
     def positions(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Time, row and column of token indices."""
         frame, token = index // self.tokens, index % self.tokens
-        return (frame, token, torch.zeros_like(index)) if self.causal else (torch.zeros_like(index), frame, token)
+        if self.causal:
+            return frame, token, torch.zeros_like(index)
+        return frame // self.tokens, frame % self.tokens, token
 
     def mask(self, index: Tensor) -> Tensor | None:
-        """bool [..., 1, N, N] of token indices [..., N], true where a row sees a column; None where all see all."""
+        """bool [..., N, N] of token indices [..., N], true where a row sees a column; None where all see all."""
         if not self.causal:
             return None
         frame = index // self.tokens
-        return (frame[..., :, None] >= frame[..., None, :]).unsqueeze(-3)
+        return frame[..., :, None] >= frame[..., None, :]
 
     def guide(self, block: int, blocks: int, layers: int) -> int | None:
         """Which pyramid layer guides a block; None where v1 has none left (its summary is then zeros)."""
@@ -165,7 +168,7 @@ class Plain(_Weights):
         index = torch.arange((layout.context + layout.targets) * layout.tokens)
         mask = layout.mask(index)
         if mask is None and masked:
-            mask = torch.ones(1, len(index), len(index), dtype=torch.bool)
+            mask = torch.ones(len(index), len(index), dtype=torch.bool)
         self.register_buffer("index", index, persistent=False)
         self.register_buffer("mask", mask, persistent=False)
 
@@ -204,7 +207,7 @@ class Published(_Weights):
         order = index.argsort(1)
         index = torch.stack([row[by] for row, by in zip(index, order, strict=True)])
         x = torch.stack([row[by] for row, by in zip(x, order, strict=True)])
-        mask = self.layout.mask(index)
+        mask = self.layout.mask(index[:, None])
         guidance = [self.modulation(i, old, new) for i in range(len(self.rollout_layers))]
         for block, (scale, shift) in zip(self.rollout_layers, guidance, strict=True):
             assert isinstance(block, _Block)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 #: Sides of the square products among which the peak is looked for.
 _CPU_SIDES, _GPU_SIDES = (512, 1024, 2048), (4096, 8192)
@@ -61,12 +62,9 @@ def causal(blocks: int, size: int, width: int, before: int = 0) -> float:
     return attention(size, size, width) * sum(before + k for k in range(1, blocks + 1))
 
 
-def block(tokens: int, width: int, hidden: float, mixing: float, finished: int | None = None) -> float:
-    """FLOPs of a transformer block whose attention takes `mixing`; only `finished` tokens are carried to its end."""
-    done = tokens if finished is None else finished
-    return (
-        linear(tokens, width, 3 * width) + mixing + linear(done, width, width) + 2 * linear(done, width, round(hidden))
-    )
+def block(tokens: int, width: int, hidden: float, mixing: float) -> float:
+    """FLOPs of a transformer block whose attention takes `mixing`."""
+    return linear(tokens, width, 4 * width) + mixing + 2 * linear(tokens, width, round(hidden))
 
 
 def encoder(tokens: int, keys: int, width: int, depth: int, mlp_ratio: float, patch_values: int) -> float:
@@ -78,26 +76,70 @@ def encoder(tokens: int, keys: int, width: int, depth: int, mlp_ratio: float, pa
     return depth * one + linear(tokens, patch_values, width)
 
 
-def film(blocks: int, width: int, guide_width: int, hidden: int, pairs: int = 1) -> float:
-    """FLOPs of FiLM from a pyramid with `pairs` tokens per stream that are projected before they are averaged."""
+def film(blocks: int, width: int, guide_width: int, hidden: int, projected: int) -> float:
+    """FLOPs of FiLM with an MLP per block, from two streams of which `projected` states each are projected."""
     fused = linear(1, 4 * width, hidden) + linear(1, hidden, 2 * width)
-    return blocks * (2 * linear(pairs, guide_width, width) + fused)
+    return blocks * fused + 2 * linear(projected, guide_width, width)
 
 
-def predictor(
-    context: int, targets: int, latent: int, mixing: float, width: int, depth: int, skipped: float = 0.0
-) -> float:
-    """FLOPs of a predictor over context + target tokens, MLP ratio 4, attention `mixing` per block.
+@dataclass(frozen=True)
+class Mixing:
+    """What the attention of all blocks takes, and how many tokens the last block need not carry to its end."""
 
-    skipped: what the last block need not compute.
+    flops: float
+    dropped: int = 0
+
+
+def predictor(latent: int, width: int, depth: int, context: int, targets: int, mixing: Mixing) -> float:
+    """FLOPs of a predictor with an MLP ratio of 4: embedding, blocks, output.
+
+    Every block projects all tokens; context and targets then attend as `mixing` says, and go on through the MLP.
     """
-    tokens = context + targets
+    carried = depth * (context + targets) - mixing.dropped
     return (
         linear(context, latent, width)
-        + depth * block(tokens, width, 4 * width, mixing)
-        - skipped
+        + depth * linear(context + targets, width, 3 * width)
+        + mixing.flops
+        + linear(carried, width, width)
+        + 2 * linear(carried, width, 4 * width)
         + linear(targets, width, latent)
     )
+
+
+def everything(depth: int, context: int, targets: int, width: int) -> Mixing:
+    """All tokens see all, or a mask hides what was computed; every token is carried to the end."""
+    return Mixing(depth * attention(context + targets, context + targets, width))
+
+
+def full(depth: int, context: int, targets: int, width: int) -> Mixing:
+    """All tokens see all; the last block finishes the targets only."""
+    all_but_last = (depth - 1) * attention(context + targets, context + targets, width)
+    return Mixing(all_but_last + attention(targets, context + targets, width), context)
+
+
+def tubelets(depth: int, context: int, targets: int, width: int, size: int) -> Mixing:
+    """Tubelets of `size` tokens see themselves and earlier ones; the last block finishes the targets only."""
+    before, after = context // size, targets // size
+    past = (depth - 1) * causal(before, size, width)
+    return Mixing(past + depth * causal(after, size, width, before), context)
+
+
+def two_stream(depth: int, context: int, targets: int, width: int) -> Mixing:
+    """The context sees itself, targets see everything; the last block finishes the targets only."""
+    past = (depth - 1) * attention(context, context, width)
+    return Mixing(past + depth * attention(targets, context + targets, width), context)
+
+
+def counted(call: Callable[[], object]) -> float:
+    """FLOPs of a call by torch's counter, which is taught the attention kernel of CPUs."""
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping={kernel: _attention_of}) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def _attention_of(q: torch.Size, k: torch.Size, v: torch.Size, *_: object, **__: object) -> int:
+    return 2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
 
 
 def moved(module: nn.Module, *tensors: Tensor) -> float:

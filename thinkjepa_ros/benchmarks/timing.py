@@ -69,6 +69,11 @@ class Group:
     def __getitem__(self, name: str) -> Variant:
         return next(v for v in self.variants if v.name == name)
 
+    def release(self) -> None:
+        """Let go of the models; the figures stay."""
+        for variant in self.variants:
+            variant.call = _released
+
     def ratio(self, slow: str, fast: str) -> float | None:
         """Median over the rounds of slow's time over fast's time in the same round."""
         pairs = list(zip(self[slow].times, self[fast].times, strict=False))
@@ -118,6 +123,10 @@ def measure(group: Group, seconds: float, tick: Callable[[float], None] = lambda
                 variant.times.append(time.perf_counter() - start)
             rounds += 1
             tick(min(1.0, (time.perf_counter() - began) / budget))
+
+
+def _released() -> object:
+    raise RuntimeError("this was measured and let go of")
 
 
 def _tensors(output: object) -> list[Tensor]:

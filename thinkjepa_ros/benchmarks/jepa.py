@@ -1,0 +1,129 @@
+"""`thinkjepa bench jepa`: our encoder, predictor and whole steps beside other ways to the same numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..jepa import model, precision
+from . import encoders, predictors, report, roofline, steps
+from .baselines import Sizes
+from .roofline import Peak
+from .timing import Group, Target, measure
+
+SIZES = ("mini", "vitl", "all")
+DTYPES = ("both", "float32", "bfloat16")
+#: Blocks of the large models where nothing else is said: on a processor all of them would take hours.
+CPU_LAYERS = 2
+MINI_TOKENS, TOKENS = 512, 4096
+#: Columns of the tables where the output is no terminal.
+WIDTH = 140
+
+
+def bench(
+    checkpoint: Path,
+    size: str = "all",
+    device: str = "cpu",
+    threads: int = 1,
+    seconds: float = 3.0,
+    layers: int | None = None,
+    tokens: int | None = None,
+    dtype: str = "both",
+    out: Path | None = None,
+) -> list[Group]:
+    """Measure, print, and write JSON to `out`. What was measured before Ctrl-C is printed and written too.
+
+    Raises ValueError naming the option that makes no sense.
+    """
+    for name, value, known in (("size", size, SIZES), ("dtype", dtype, DTYPES)):
+        if value not in known:
+            raise ValueError(f"--{name} {value}: must be one of {', '.join(known)}")
+    if tokens is not None:
+        predictors.layout("v1", tokens)
+    where = model.torch_device(device)
+    torch.set_num_threads(threads)
+    if layers is None and where.type == "cpu":
+        layers = CPU_LAYERS
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    machine = report.machine(where, threads)
+    console.print(f"{machine['device']}, {threads} thread(s), torch {machine['torch']}", highlight=False)
+    peaks = {kind: roofline.measure(where, kind) for kind in _kinds(dtype)}
+    for kind, peak in peaks.items():
+        console.print(
+            f"{report.name(kind)}: {peak.flops * 1e-9:.0f} GFLOP/s, {peak.bandwidth * 1e-9:.0f} GB/s", highlight=False
+        )
+    console.print()
+    done: list[Group] = []
+    complete = False
+    try:
+        for build in _groups(checkpoint, size, where, layers, tokens, peaks):
+            group = build()
+            done.append(group)
+            _run(group, seconds, console)
+        complete = True
+    finally:
+        if not complete and done:
+            console.print("stopped; what was measured:" if any(v.times for v in done[-1].variants) else "stopped")
+            report.show(done[-1], console)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(report.as_dict(done, machine, complete), indent=1) + "\n", encoding="utf-8")
+    return done
+
+
+def _run(group: Group, seconds: float, console: Console) -> None:
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(group.title, total=1.0)
+        measure(group, seconds, lambda share: progress.update(task, completed=share))
+    report.show(group, console)
+    group.release()
+
+
+def _kinds(dtype: str) -> list[torch.dtype]:
+    return [torch.float32, torch.bfloat16] if dtype == "both" else [getattr(torch, dtype)]
+
+
+def _groups(
+    checkpoint: Path,
+    size: str,
+    device: torch.device,
+    layers: int | None,
+    tokens: int | None,
+    peaks: dict[torch.dtype, Peak],
+) -> Iterator[Callable[[], Group]]:
+    """What is compared, built one by one, so that only one of them is in memory."""
+    for part in ("mini", "vitl") if size == "all" else (size,):
+        mini = part == "mini"
+        sizes = Sizes(128, 128, 3, 4, 4, 128, 256) if mini else Sizes(depth=min(layers or 12, 12))
+        count = tokens or (MINI_TOKENS if mini else TOKENS)
+        for kind, peak in peaks.items():
+            for shape in encoders.shapes(part, layers):
+                yield partial(encoders.against_transformers, shape, device, kind, peak)
+            for name in ("v1", "v2"):
+                yield partial(predictors.compare, predictors.layout(name, count), sizes, device, kind, peak)
+            if not mini:
+                yield partial(encoders.streaming, layers, device, kind, peak)
+            yield partial(_steps, checkpoint if mini else None, layers, device, kind, peak)
+
+
+def _steps(checkpoint: Path | None, layers: int | None, device: torch.device, dtype: torch.dtype, peak: Peak) -> Group:
+    """Whole steps of a checkpoint, or of ViT-L; says what the probe would choose where it would choose otherwise."""
+    net = steps.vitl(layers) if checkpoint is None else model.load(checkpoint)[0]
+    probed = precision.choose(device, "auto", net.config.encoder.width)
+    reason = f"the probe's choice: {probed.reason}"
+    if probed.dtype != dtype:
+        reason = f"asked for; the probe would choose {probed.name}: {probed.reason}"
+    choice = precision.Choice(dtype, reason)
+    if checkpoint is None:
+        targets = [Target(steps.FULL, steps.VITL_LIMIT, percentile=99)] if device.type == "cuda" else []
+        return steps.steps(net, f"ViT-L, {net.config.frames} frames", device, choice, peak, targets)
+    return steps.steps(net, checkpoint.name, device, choice, peak, steps.mini_targets(net, device, dtype))

@@ -1,0 +1,108 @@
+"""Whole steps of the Forecaster, from images of a 640x480 camera to a forecast: what a camera's period must hold."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..jepa.encoder import EncoderConfig
+from ..jepa.forecaster import Forecaster
+from ..jepa.model import ForecastNet, ModelConfig
+from ..jepa.precision import Choice
+from ..jepa.predictor import PredictorConfig
+from ..values import Camera, Frame, Guidance
+from . import roofline
+from .roofline import Peak, Work
+from .timing import Group, Target, Variant
+
+CAMERA = Camera(640, 480, 500.0, 500.0, 319.5, 239.5)
+FULL, NEWEST = "full step", "streaming step"
+NOTES = {FULL: "every frame of the window, then a forecast", NEWEST: "the newest frame, then a forecast"}
+#: Milliseconds on one processor core at mini size: full step and streaming step.
+MINI_LIMITS = {torch.bfloat16: (20.0, 12.0), torch.float32: (40.0, 20.0)}
+#: Milliseconds on a GPU for 32 frames through a ViT-L in bfloat16, of 99 steps in 100.
+VITL_LIMIT = 15.0
+
+
+class Drive:
+    """A Forecaster behind a camera: a window of frames, and guidance that stays fresh."""
+
+    def __init__(self, net: ForecastNet, device: torch.device, choice: Choice):
+        self.forecaster = Forecaster(net, "benchmark", "none", True, str(device), choice=choice)
+        rng = np.random.default_rng(0)
+        f = self.forecaster
+        images = rng.integers(0, 256, (f.window, 480, 640, 3), dtype=np.uint8)
+        self.frames = [Frame(image, i * f.step_ns) for i, image in enumerate(images)]
+        self.guidance: Guidance | None = None
+        if f.guidance_shape:
+            layers, width = f.guidance_shape
+            pyramid = rng.normal(size=(layers, 2, width)).astype(np.float32)
+            self.guidance = Guidance(pyramid, tuple(range(layers)), self.frames[-1].stamp_ns, valid_for_s=1e6)
+
+    def __call__(self, newest: int, guided: bool) -> object:
+        """Observe the newest frames, then forecast."""
+        f = self.forecaster
+        for frame in self.frames[-newest:]:
+            f.observe(frame, CAMERA)
+        f.guide(self.guidance if guided else None)
+        return torch.from_numpy(f.forecast([frame.stamp_ns for frame in self.frames]).positions)
+
+
+def steps(
+    net: ForecastNet, title: str, device: torch.device, choice: Choice, peak: Peak, targets: Sequence[Target] = ()
+) -> Group:
+    """The full step and, where frames are not encoded as one clip, the streaming step; each unguided and guided."""
+    drive = Drive(net, device, choice)
+    window = len(drive.frames)
+    weights = roofline.moved(net)
+    drive(window, False)
+    variants = []
+    for name, frames in ((FULL, window), (NEWEST, 1)):
+        if name == NEWEST and net.config.clip:
+            continue
+        for guided in (False, True) if drive.guidance else (False,):
+            call = functools.partial(drive, frames, guided)
+            work = Work(roofline.counted(call), weights + frames * drive.frames[0].rgb.nbytes)
+            variants.append(
+                Variant(f"{name}, guided" if guided else name, call, work, note="" if guided else NOTES[name])
+            )
+    drive.forecaster.warm_up()  # from here on captured, where the device can
+    drive(window, False)
+    return Group(f"{title}: {drive.forecaster.words}", choice.dtype, variants, peak, device, targets=targets)
+
+
+def mini_targets(net: ForecastNet, device: torch.device, dtype: torch.dtype) -> list[Target]:
+    """Of the shipped size on a processor, for guided steps, where the model takes guidance."""
+    if device.type != "cpu":
+        return []
+    guided = ", guided" if net.config.predictor.guide_layers else ""
+    full, newest = MINI_LIMITS[dtype]
+    return [Target(FULL + guided, full), Target(NEWEST + guided, newest)]
+
+
+def vitl(layers: int | None) -> ForecastNet:
+    """Random weights in the full size: 32 frames of 256 px as one clip through ViT-L, 12 blocks of width 384, attentive
+    readouts, guidance of Qwen3-VL-2B's shape.
+    """
+    torch.manual_seed(0)
+    size, tubelet = 256, 2
+    encoder = EncoderConfig(size, 16, 1024, layers or 24, 16, tubelet=tubelet, rope="tiled", attention="full")
+    predictor = PredictorConfig(
+        context=16,
+        tubelets=16,
+        tubelet_steps=tubelet,
+        pooled=16,
+        width=384,
+        depth=min(layers or 12, 12),
+        heads=6,
+        guide_layers=8,
+        guide_width=2048,
+        context_steps=tubelet,
+    )
+    focal = CAMERA.fx * size / CAMERA.height
+    camera = Camera(size, size, focal, focal, (size - 1) / 2, (size - 1) / 2)
+    joints = tuple(f"joint_{i}" for i in range(52))
+    return ForecastNet(ModelConfig(encoder, predictor, joints, camera, 0.1, clip=True, readout="attentive"))
