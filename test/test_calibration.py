@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from thinkjepa_ros import checkpoints
 from thinkjepa_ros.data.episode import JOINT_NAMES, Episode, EpisodeError, JpegFrames
-from thinkjepa_ros.evaluation import calibration
-from thinkjepa_ros.evaluation.coverage import NOMINAL, coverage, scores
+from thinkjepa_ros.evaluation import calibration, card
+from thinkjepa_ros.evaluation.coverage import coverage, scores
 from thinkjepa_ros.jepa import model
 from thinkjepa_ros.jepa.forecaster import Forecaster
 from thinkjepa_ros.jepa.readout import SigmaScale
@@ -114,9 +114,9 @@ def test_scores_are_per_axis_and_unknown_truth_has_none() -> None:
 
 def test_normal_errors_have_the_nominal_coverage() -> None:
     (line,) = coverage(normal(4000, 3), "image only", {"all": np.ones((4000, 2), bool)}, np.arange(4000) % 50, (0,))
-    assert line.within_1.mean == pytest.approx(NOMINAL[0], abs=0.01)
-    assert line.within_2.mean == pytest.approx(NOMINAL[1], abs=0.01)
-    assert line.rms == pytest.approx(1, abs=0.01) and line.within_1.low < NOMINAL[0] < line.within_1.high
+    assert line.within_1.mean == pytest.approx(0.6827, abs=0.01)
+    assert line.within_2.mean == pytest.approx(0.9545, abs=0.01)
+    assert line.rms == pytest.approx(1, abs=0.01) and line.within_1.low < 0.6827 < line.within_1.high
 
 
 def test_every_line_counts_its_own_joints_and_its_own_step() -> None:
@@ -129,6 +129,20 @@ def test_every_line_counts_its_own_joints_and_its_own_step() -> None:
     assert lines["first", 2].within_1.mean == 0 and lines["first", 2].within_2.mean == 1
     assert lines["first", 0].within_1.mean == 0.5 and lines["second", 0].within_1.mean == 1
     assert lines["first", 1].rms == 0.5 and json.dumps([x.as_dict() for x in lines.values()])
+
+
+def test_the_table_has_a_row_for_each_kind_and_a_column_for_each_step() -> None:
+    groups = {"all": np.ones((4, 2), bool), "second": np.array([[False, True]] * 4)}
+    values = np.full((4, 2, 2, 3), 1.5)
+    values[:, 1, 1] = np.nan
+    lines = [x.as_dict() for x in coverage(values, "anchored", groups, np.arange(4), (0, 1, 2))]
+    assert card.sigma_table({"sigma": lines}).splitlines() == [
+        "| errors per axis | all steps | step 1 | step 2 |",
+        "|---|---|---|---|",
+        "| normal distribution | 68 / 95 (1.00) | 68 / 95 (1.00) | 68 / 95 (1.00) |",
+        "| anchored, all | 0 / 100 (1.50) | 0 / 100 (1.50) | 0 / 100 (1.50) |",
+        "| anchored, second | 0 / 100 (1.50) | 0 / 100 (1.50) |  |",
+    ]
 
 
 # --- fitting ---

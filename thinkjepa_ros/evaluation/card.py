@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .coverage import table
+
 
 def _cm(interval: dict[str, float]) -> str:
     return f"{100 * interval['mean']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
@@ -27,3 +29,9 @@ def forecast_table(figures: dict[str, Any], title: str) -> str:
         against = "" if itself else _cm(row["minus_model_m"])
         rows.append(f"| {row['method']} | {_cm(row['ade_m'])} | {_cm(row['fde_m'])} | {against} |")
     return "\n".join(rows)
+
+
+def sigma_table(figures: dict[str, Any]) -> str:
+    """Shares of the errors within one and two sigma, by step, for moving and resting hands."""
+    header, *rows = table(figures["sigma"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]).replace(" --- ", "---")

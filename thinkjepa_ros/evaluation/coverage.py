@@ -19,9 +19,6 @@ import numpy as np
 from . import metrics
 from .bootstrap import Interval, bootstrap_mean
 
-#: What a normal distribution has within one and two standard deviations.
-NOMINAL = (0.6827, 0.9545)
-
 
 @dataclass(frozen=True)
 class Coverage:
@@ -80,17 +77,31 @@ def coverage(
     return lines
 
 
+def table(lines: list[dict[str, Any]]) -> list[list[str]]:
+    """The lines (`Coverage.as_dict`) as cells: a header, the normal distribution, then pose and joints by step."""
+    steps = sorted({line["step"] for line in lines})
+    rows = [["errors per axis", *(f"step {step}" if step else "all steps" for step in steps)]]
+    rows.append(["normal distribution", *["68 / 95 (1.00)"] * len(steps)])
+    for name in dict.fromkeys((line["pose"], line["joints"]) for line in lines):
+        of_step = {line["step"]: line for line in lines if (line["pose"], line["joints"]) == name}
+        rows.append([", ".join(name), *(_cell(of_step[step]) if step in of_step else "" for step in steps)])
+    return rows
+
+
+def _cell(line: dict[str, Any]) -> str:
+    one, two = (100 * line[f"within_{k}_sigma"]["mean"] for k in (1, 2))
+    return f"{one:.0f} / {two:.0f} ({line['rms']:.2f})"
+
+
 def show(lines: list[Coverage], title: str) -> None:
     """Print the lines as a table."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Errors within sigma, per axis: {title}")
-    for column in ("pose", "joints", "step", "within 1 sigma, %", "within 2 sigma, %", "rms of error / sigma"):
-        table.add_column(column, justify="left" if column in ("pose", "joints") else "right")
-    nominal = [f"{100 * share:.1f}" for share in NOMINAL]
-    table.add_row("normal distribution", "", "", *nominal, "1.00", end_section=True)
-    for line in lines:
-        shares = [f"{100 * i.mean:.1f} [{100 * i.low:.1f}, {100 * i.high:.1f}]" for i in (line.within_1, line.within_2)]
-        table.add_row(line.pose, line.joints, str(line.step or "all"), *shares, f"{line.rms:.2f}")
-    Console().print(table)
+    header, *rows = table([line.as_dict() for line in lines])
+    printed = Table(title=f"% within 1 / 2 sigma (rms of error / sigma): {title}")
+    for column in header:
+        printed.add_column(column, justify="left" if column == header[0] else "right")
+    for row in rows:
+        printed.add_row(*row)
+    Console().print(printed)
