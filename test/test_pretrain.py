@@ -13,6 +13,7 @@ import torch
 from thinkjepa_ros import checkpoints
 from thinkjepa_ros.data.episode import JOINT_NAMES, Episode, EpisodeError, JpegFrames
 from thinkjepa_ros.jepa.encoder import Encoder, EncoderConfig
+from thinkjepa_ros.jepa.guided import GuidedConfig, GuidedPredictor
 from thinkjepa_ros.jepa.masking import Masks, TubeMask
 from thinkjepa_ros.train import pretrain
 from thinkjepa_ros.train.objectives import Reading, normalised, random_directions
@@ -179,6 +180,23 @@ def test_the_predictor_does_not_care_in_which_order_tokens_come(episodes: list[E
     assert torch.allclose(visible[:, seen], turned[0], atol=1e-5)
     assert torch.allclose(filled[:, hidden], turned[1], atol=1e-5)
     assert not torch.allclose(filled[:, 0], filled[:, 1], atol=1e-4)  # places differ
+
+
+def test_the_predictor_is_the_unguided_predictor_of_the_package(episodes: list[Episode]) -> None:
+    """Same names, same numbers; this one also gives the visible tokens, and keeps its rotary tables."""
+    net = fresh().eval()
+    mask = one_batch(net, episodes)[1][0]
+    config = GuidedConfig(
+        latent_width=48, width=96, depth=3, heads=4, tokens=16, rows=4, columns=4, positions="interleaved"
+    )
+    other = GuidedPredictor(config).eval()
+    state = {n: t.normal_(std=0.2) for n, t in net.predictor.state_dict().items()}
+    state["queries"] = state.pop("mask_token")[None]
+    other.load_state_dict(state)
+    context = torch.randn(4, mask.context.shape[1], 48)
+    with torch.no_grad():
+        filled = net.predictor(context, mask)[1]
+        assert torch.allclose(other(context, mask.context, mask.target), filled, atol=1e-5 * filled.abs().max())
 
 
 def test_without_a_regulariser_end_to_end_training_collapses_and_the_gauge_says_so(

@@ -128,7 +128,10 @@ class Clip:
 
 
 class MaskPredictor(nn.Module):
-    """Fills in hidden tokens: the visible ones and a mask token at every hidden place attend to each other."""
+    """Fills in hidden tokens: the visible ones and a mask token at every hidden place attend to each other.
+
+    `guided.GuidedPredictor` without guidance, which also gives the visible tokens: the recipe "dense" needs them.
+    """
 
     cos: Tensor
     sin: Tensor
