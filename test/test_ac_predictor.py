@@ -119,15 +119,25 @@ def test_a_rollout_equals_the_growing_sequence_recomputed_at_every_step(normaliz
         frames, states = torch.cat((frames, y[:, None]), 1), torch.cat((states, pose[:, None]), 1)
 
 
-def test_a_rollout_lets_gradients_reach_every_action_and_planning_first_does_not_spoil_them() -> None:
+def test_a_rollout_lets_gradients_reach_every_action_whatever_was_planned_before() -> None:
     net = predictor()
     now, state = torch.randn(1, 6, 24), torch.zeros(1, 7)
-    with torch.inference_mode():
-        net.rollout(now, torch.zeros(3, 3, 7), state)
+    with torch.inference_mode():  # tables and the cache are made here, and used below
+        cache = net.start(*inputs(net, batch=1, steps=2))
+        net.rollout(now, torch.zeros(3, 3, 7), state, cache)
     actions = (0.1 * torch.randn(3, 3, 7)).requires_grad_()
-    net.rollout(now, actions, state).latents[:, -1].abs().mean().backward()
+    net.rollout(now, actions, state, cache).latents[:, -1].abs().mean().backward()
     assert actions.grad is not None and actions.grad.isfinite().all()
     assert (actions.grad.abs().amax((0, 2)) > 0).all()
+
+
+def test_it_can_be_trained_after_it_has_planned() -> None:
+    net = predictor().requires_grad_(True)
+    with torch.inference_mode():
+        net(*inputs(net))
+    net(*inputs(net)).abs().mean().backward()
+    untouched = {name for name, parameter in net.named_parameters() if parameter.grad is None}
+    assert untouched == {"extrinsics.weight", "extrinsics.bias"}
 
 
 def test_a_rollout_in_double_precision_has_the_right_gradient() -> None:

@@ -20,6 +20,8 @@ from thinkjepa_ros.jepa import ac
 from thinkjepa_ros.jepa.ac import ACPredictor
 from thinkjepa_ros.jepa.encoder import Encoder, EncoderConfig
 
+STATE = oracle_ac.random_state(width=12, depth=2, latent=6)
+
 
 def imported(source: Source, **options: int) -> ACPredictor:
     (part,) = vjepa2_ac.convert(source, Options(**options))
@@ -131,12 +133,18 @@ def test_an_imported_file_gives_an_encoder_and_a_predictor_that_imagine(tmp_path
     torch.testing.assert_close(got, F.layer_norm(want, (192,)), atol=1e-5, rtol=1e-5)
 
 
+def test_a_file_that_states_its_epsilon_is_believed() -> None:
+    words = {"predictor_embed_dim": "12", "num_heads": "2", "layer_norm_eps": "1e-06"}
+    assert imported(Source(Path("v.safetensors"), {"": STATE}, metadata=words)).norm.eps == 1e-6
+    assert (
+        imported(Source(Path("v.safetensors"), {"": STATE}, metadata=words | {"layer_norm_eps": "2e-5"})).norm.eps
+        == 2e-5
+    )
+
+
 def test_other_checkpoints_are_left_to_other_importers() -> None:
     other = Source(Path("other.pt"), {"predictor": {"mask_tokens.0": torch.zeros(1)}})
     assert not vjepa2_ac.recognises(other) and vjepa2_ac.convert(other, Options()) == []
-
-
-STATE = oracle_ac.random_state(width=12, depth=2, latent=6)
 
 
 def without(*names: str) -> oracle_ac.State:
@@ -167,7 +175,11 @@ def test_what_cannot_be_imported_is_refused_with_words(state: oracle_ac.State, t
         vjepa2_ac.convert(source(state, **told), Options())
 
 
-@given(st.dictionaries(st.sampled_from(["num_heads", "img_size", "patch_size", "use_rope"]), st.text(max_size=12)))
+@given(
+    st.dictionaries(
+        st.sampled_from(["num_heads", "img_size", "patch_size", "use_rope", "layer_norm_eps"]), st.text(max_size=12)
+    )
+)
 @settings(deadline=None, max_examples=60)
 def test_whatever_the_metadata_says_the_answer_is_a_part_or_a_sentence(words: dict[str, str]) -> None:
     try:

@@ -233,7 +233,8 @@ def test_one_instruction_serves_all_candidates() -> None:
 
 def test_gradients_reach_the_actions_up_to_a_step_and_no_later_ones() -> None:
     net = model()
-    context = net.remember(*present(net))
+    with torch.inference_mode():
+        context = net.remember(*present(net))
     actions = candidates(net).requires_grad_()
     goal = torch.randn(SMALL.tokens, SMALL.latent_width)
     energy(net.imagine(context, actions), goal)[:, 2].sum().backward()

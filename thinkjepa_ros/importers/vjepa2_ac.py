@@ -102,6 +102,9 @@ def _config(
         )
     patch = _number(source, told, "patch_size") or 16
     height, wide = _image(source, told)
+    eps = _value(source, told, "layer_norm_eps")
+    if eps is None:
+        eps = _CLASS_EPS if "predictor_embed_dim" in source.metadata else _PUBLISHED_EPS
     try:
         config = ac.ACConfig.from_dict(
             {
@@ -115,7 +118,7 @@ def _config(
                 "action_dim": _matrix(source, state, "action_encoder.weight")[1],
                 "extrinsics": _flag(source, told, "use_extrinsics", False),
                 "rotary": _flag(source, told, "use_rope", True),
-                "norm_eps": _CLASS_EPS if "predictor_embed_dim" in source.metadata else _PUBLISHED_EPS,
+                "norm_eps": eps,
             }
         )
     except (ValueError, TypeError) as error:
