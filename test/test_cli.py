@@ -14,7 +14,7 @@ runner = CliRunner()
 
 COMMANDS = [
     ["demo"], ["import"], ["data", "sim"], ["data", "bag"], ["data", "sheet"], ["train", "all"], ["train", "thinker"],
-    ["train", "pretrain"], ["train", "untrained"], ["evaluate", "forecast"],
+    ["train", "pretrain"], ["train", "untrained"], ["evaluate", "forecast"], ["evaluate", "calibrate"],
     ["bench", "transport"], ["bench", "graph"], ["bench", "jepa"],
 ]  # fmt: skip
 

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import VJEPA2Config, VJEPA2Model
@@ -23,6 +25,7 @@ from thinkjepa_ros import checkpoints, cli
 from thinkjepa_ros.importers import command, vjepa2
 from thinkjepa_ros.importers.source import Options, SourceError, read
 
+ROOT = Path(__file__).parents[1]
 State = dict[str, Tensor]
 
 
@@ -106,6 +109,12 @@ def meta_file() -> dict[str, object]:
     return {**parts, "opt": optimizer, "scaler": None, "epoch": 3, "loss": np.float64(0.1), "lr": 1e-3}
 
 
+def meta_file_with_predictor() -> dict[str, object]:
+    state = linear("predictor_embed", 48, 192) | linear("predictor_proj", 192, 48) | norm("predictor_norm", 48)
+    state |= {f"mask_tokens.{i}": torch.randn(1, 1, 48) for i in range(10)} | blocks("predictor_blocks", 1, 48)
+    return {**meta_file(), "predictor": wrapped(state)}
+
+
 def ac_file() -> dict[str, object]:
     return {**meta_file(), "predictor": wrapped(ac_predictor(), "module.")}
 
@@ -121,7 +130,8 @@ def thinkjepa_file() -> dict[str, object]:
 
 #: name: (content, options of the command, kinds that come out)
 FILES: dict[str, tuple[Callable[[], dict[str, object]], list[str], list[str]]] = {
-    "vitl.pt": (meta_file, [], ["encoder"]),
+    "vitl.pt": (meta_file_with_predictor, [], ["encoder", "mask_predictor"]),
+    "encoder.pt": (meta_file, [], ["encoder"]),
     "vjepa2-ac-vitg.pt": (ac_file, ["--heads", "4"], ["encoder", "ac_predictor"]),
     "ckpt_best.pt": (thinkjepa_file, ["--layout", "v2", "--heads", "2"], ["guided_predictor", "trajectory_head"]),
 }
@@ -493,6 +503,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def test_an_error_in_one_part_says_that_the_others_can_be_had(tmp_path: Path) -> None:
+    content = meta_file_with_predictor()
+    content["predictor"] = {k: v for k, v in content["predictor"].items() if not k.endswith("norm.bias")}
+    torch.save(content, tmp_path / "a.pt")
+    assert re.search(r"predictor_?norm|rollout_norm.*--as encoder", refused(tmp_path / "a.pt", tmp_path / "out"))
+    assert call(tmp_path / "a.pt", tmp_path / "out", "--as", "encoder").exit_code == 0
+
+
 def test_names_that_the_format_refuses_are_refused_of_the_place_meant(tmp_path: Path) -> None:
     source, out = good(tmp_path), tmp_path / "out"
     assert refused(source, out, "--model-id", "a\x1b[31m").startswith(f"{out}/encoder/model.json: model_id")
@@ -523,3 +541,39 @@ def test_test_vectors_are_read_as_the_weights_in_them(tmp_path: Path) -> None:
     source = read(tmp_path / "v.safetensors")
     assert source.sections[""].keys() == state.keys() and source.metadata == {"depth": "1"}
     assert vjepa2.recognises(source) and vjepa2.convert(source, Options())[0].kind == "encoder"
+
+
+def test_help_documents_and_registry_name_what_there_is() -> None:
+    import yaml
+
+    kinds = {kind for converter in command.converters() for kind in converter.BUILD}
+    words = CliRunner().invoke(cli.app, ["import", "--help"], env={"COLUMNS": "200"}).stdout
+    page = (ROOT / "docs" / "models.md").read_text()
+    registry = yaml.safe_load((ROOT / "models" / "registry.yaml").read_text())["importable"]
+    assert kinds == {part for entry in registry for part in entry["parts"]}
+    for kind in kinds:
+        assert kind in words and f"`{kind}`" in page, kind
+    for entry in registry:
+        assert entry["licence"] and re.fullmatch("[0-9a-f]{64}", entry.get("sha256", "0" * 64))
+        assert f"`{entry['id']}`" in page
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    old=st.booleans(),
+    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), max_size=6),
+    keep=st.integers(1, 10**6) | st.none(),
+)
+def test_a_damaged_file_raises_nothing_but_a_sentence(
+    tmp_path: Path, old: bool, flips: list[tuple[int, int]], keep: int | None
+) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"encoder": {"a": torch.ones(9, 9)}, "epoch": 1}, path, _use_new_zipfile_serialization=not old)
+    data = bytearray(path.read_bytes())
+    for place, value in flips:
+        data[place % len(data)] ^= value
+    path.write_bytes(data[: None if keep is None else keep % len(data)])
+    try:
+        read(path)
+    except SourceError as error:
+        assert str(error).startswith(str(path)) and "\n" not in str(error)

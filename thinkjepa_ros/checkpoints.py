@@ -202,33 +202,6 @@ def load_module(folder: str | Path, kind: str, build: Callable[[dict[str, Any]],
     return module.eval().requires_grad_(False), manifest
 
 
-def load_state(folder: str | Path, manifest: Manifest) -> dict[str, torch.Tensor]:
-    """Tensors of a verified checkpoint, on the CPU. Raises CheckpointError."""
-    from safetensors.torch import load_file
-
-    path = verified_file(folder, WEIGHTS, manifest)
-    read_header(path)
-    return load_file(path)
-
-
-def fill(module: torch.nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
-    """Load `state` into `module`, exactly: same names, same shapes, all finite. Raises CheckpointError."""
-    own = module.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or extra:
-        raise CheckpointError(
-            f"{source}: tensors do not match the configuration (missing {missing[:3]}, not expected {extra[:3]})."
-        )
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise CheckpointError(
-                f"{source}: {name} is {list(tensor.shape)}, the configuration asks for {list(own[name].shape)}."
-            )
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{source}: {name} holds values that are not finite.")
-    module.load_state_dict(state)
-
-
 @contextmanager
 def _parameters_on_meta(most: int) -> Iterator[None]:
     """Modules built in this block, in this thread, get parameters without memory, and no more of them than `most`."""

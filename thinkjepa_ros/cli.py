@@ -289,7 +289,7 @@ def import_(
     out: Annotated[Path, typer.Argument(help="Folder to write; each part gets a sub-folder of its kind.")],
     kind: Annotated[
         str | None,
-        typer.Option("--as", help="Import only this kind of part: encoder, ac_predictor, guided_predictor …"),
+        typer.Option("--as", help="Import only this kind of part, one of the last column."),
     ] = None,
     layout: Annotated[
         str | None,
@@ -305,8 +305,9 @@ def import_(
 
     | what | give | parts |
     |---|---|---|
-    | V-JEPA 2 | Hugging Face id or folder: facebook/vjepa2-vitl-fpc64-256, vith, vitg | encoder |
-    | V-JEPA 2, 2.1 | Meta's vitl.pt, vith.pt, vitg.pt, vitg-384.pt, vjepa2_1_*.pt | encoder |
+    | V-JEPA 2 | Hugging Face id or folder: facebook/vjepa2-vitl-fpc64-256, vith, vitg | encoder, mask_predictor |
+    | V-JEPA 2 | Meta's vitl.pt, vith.pt, vitg.pt, vitg-384.pt | encoder, mask_predictor |
+    | V-JEPA 2.1 | Meta's vjepa2_1_*.pt | encoder |
     | V-JEPA 2-AC | vjepa2-ac-vitg.pt | encoder, ac_predictor |
     | ThinkJEPA | ckpt_best.pt, ckpt_latest.pt | guided_predictor, trajectory_head |
     | any of them | .safetensors with the original tensor names | as above |

@@ -91,15 +91,17 @@ def convert(source: Source, options: Options, kind: str | None = None) -> list[t
     if kind is not None and kind not in kinds:
         raise SourceError(f"--as {kind}: no such kind; there are {', '.join(kinds)}.")
     parts: list[tuple[ModuleType, Part]] = []
-    for converter in converters():
-        if (kind is None or kind in converter.BUILD) and converter.recognises(source):
-            try:
-                found = converter.convert(source, options)
-            except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
-                if isinstance(error, CheckpointError):
-                    raise
-                raise SourceError(f"{source.path}: not {converter.TITLE} as published ({error!r:.200}).") from error
-            parts += [(converter, part) for part in found if kind in (None, part.kind)]
+    asked = [c for c in converters() if (kind is None or kind in c.BUILD) and c.recognises(source)]
+    for converter in asked:
+        others = sorted({k for c in asked if c is not converter for k in c.BUILD})
+        hint = f" The rest can be had with {' or '.join(f'--as {k}' for k in others)}." if others and not kind else ""
+        try:
+            found = converter.convert(source, options)
+        except CheckpointError as error:
+            raise SourceError(f"{error}{hint}") from error
+        except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
+            raise SourceError(f"{source.path}: not {converter.TITLE} as published ({error!r:.200}).{hint}") from error
+        parts += [(converter, part) for part in found if kind in (None, part.kind)]
     if not parts:
         some = [name for state in source.sections.values() for name in list(state)[:3]]
         raise SourceError(
