@@ -137,11 +137,11 @@ def test_the_table_has_a_row_for_each_kind_and_a_column_for_each_step() -> None:
     values[:, 1, 1] = np.nan
     lines = [x.as_dict() for x in coverage(values, "anchored", groups, np.arange(4), (0, 1, 2))]
     assert card.sigma_table({"sigma": lines}).splitlines() == [
-        "| errors per axis | all steps | step 1 | step 2 |",
-        "|---|---|---|---|",
-        "| normal distribution | 68 / 95 (1.00) | 68 / 95 (1.00) | 68 / 95 (1.00) |",
-        "| anchored, all | 0 / 100 (1.50) | 0 / 100 (1.50) | 0 / 100 (1.50) |",
-        "| anchored, second | 0 / 100 (1.50) | 0 / 100 (1.50) |  |",
+        "| % within 1 / 2 sigma | all steps | step 1 | step 2 | rms |",
+        "|---|---|---|---|---|",
+        "| normal distribution | 68 / 95 | 68 / 95 | 68 / 95 | 1.00 |",
+        "| anchored, all | 0 / 100 | 0 / 100 | 0 / 100 | 1.50 |",
+        "| anchored, second | 0 / 100 | 0 / 100 |  | 1.50 |",
     ]
 
 

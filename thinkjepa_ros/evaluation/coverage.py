@@ -78,19 +78,21 @@ def coverage(
 
 
 def table(lines: list[dict[str, Any]]) -> list[list[str]]:
-    """The lines (`Coverage.as_dict`) as cells: a header, the normal distribution, then pose and joints by step."""
+    """The lines (`Coverage.as_dict`) as cells: a header, the normal distribution, then pose and joints by step; the
+    last column is the root mean square over all steps.
+    """
     steps = sorted({line["step"] for line in lines})
-    rows = [["errors per axis", *(f"step {step}" if step else "all steps" for step in steps)]]
-    rows.append(["normal distribution", *["68 / 95 (1.00)"] * len(steps)])
+    rows = [["% within 1 / 2 sigma", *(f"step {step}" if step else "all steps" for step in steps), "rms"]]
+    rows.append(["normal distribution", *["68 / 95"] * len(steps), "1.00"])
     for name in dict.fromkeys((line["pose"], line["joints"]) for line in lines):
         of_step = {line["step"]: line for line in lines if (line["pose"], line["joints"]) == name}
-        rows.append([", ".join(name), *(_cell(of_step[step]) if step in of_step else "" for step in steps)])
+        shares = [_shares(of_step[step]) if step in of_step else "" for step in steps]
+        rows.append([", ".join(name), *shares, f"{of_step[0]['rms']:.2f}" if 0 in of_step else ""])
     return rows
 
 
-def _cell(line: dict[str, Any]) -> str:
-    one, two = (100 * line[f"within_{k}_sigma"]["mean"] for k in (1, 2))
-    return f"{one:.0f} / {two:.0f} ({line['rms']:.2f})"
+def _shares(line: dict[str, Any]) -> str:
+    return " / ".join(f"{100 * line[f'within_{k}_sigma']['mean']:.0f}" for k in (1, 2))
 
 
 def show(lines: list[Coverage], title: str) -> None:
@@ -99,7 +101,7 @@ def show(lines: list[Coverage], title: str) -> None:
     from rich.table import Table
 
     header, *rows = table([line.as_dict() for line in lines])
-    printed = Table(title=f"% within 1 / 2 sigma (rms of error / sigma): {title}")
+    printed = Table(title=f"Errors per axis beside sigma: {title}")
     for column in header:
         printed.add_column(column, justify="left" if column == header[0] else "right")
     for row in rows:

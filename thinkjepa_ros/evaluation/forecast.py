@@ -217,7 +217,7 @@ def sigma_coverage(origins: Origins, joint_names: tuple[str, ...], steps: tuple[
     truth, ids = np.stack(origins.truth), np.array(origins.episode)
     mask = np.isfinite(truth).all(-1)
     moving = metrics.moving_joints(np.stack(origins.now), truth, metrics.joint_groups(joint_names))
-    groups = {"all": np.ones_like(moving), "moving hand": moving, "resting hand": ~moving}
+    groups = {"all": np.ones_like(moving), "moving": moving, "resting": ~moving}
     steps = tuple(s for s in sorted({0, 1, *steps}) if s <= truth.shape[1])
     lines = []
     for method, sigma in origins.sigma.items():
