@@ -35,7 +35,8 @@ def block_causal(q: Tensor, k: Tensor, v: Tensor, size: int, window: int | None 
         parts.append(
             F.scaled_dot_product_attention(q[:, :, start : start + size], k[:, :, first:end], v[:, :, first:end])
         )
-    return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
+    # put together token by token, the order in which the output projection reads
+    return torch.cat([part.transpose(1, 2) for part in parts], 1).transpose(1, 2) if len(parts) > 1 else parts[0]
 
 
 class Block(nn.Module):
