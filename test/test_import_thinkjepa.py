@@ -184,6 +184,9 @@ def test_metas_file_gives_a_mask_predictor_with_twelve_heads_on_a_square_grid(tm
     assert part.kind == "mask_predictor"
     config = imported(read(tmp_path / "vitl.pt")).config
     assert (config.heads, config.rows, config.columns, config.mask_tokens, config.mask_token) == (12, 16, 16, 10, 1)
+    (tmp_path / "vitl.pt").rename(tmp_path / "vitg-384.pt")
+    larger = imported(read(tmp_path / "vitg-384.pt")).config
+    assert (larger.tokens, larger.rows, larger.columns) == (576, 24, 24)
 
 
 def test_an_official_predictor_trained_by_thinkjepa_has_its_heads_and_layout() -> None:
@@ -263,7 +266,8 @@ def test_a_made_up_file_is_refused_in_words_or_read(
 def test_other_files_are_not_recognised() -> None:
     state = names(build(guide_widths=(0, 0), published=False), older=True)
     assert thinkjepa.recognises(source(state))
-    assert not thinkjepa.recognises(source({**state, "action_encoder.weight": torch.zeros(1)}))
-    assert not thinkjepa.recognises(source({**state, "predictor_proj.weight": torch.zeros(40, 24)}))  # V-JEPA 2.1
+    assert not thinkjepa.recognises(source({**state, "action_encoder.weight": torch.zeros(1)}))  # V-JEPA 2-AC
+    assert not thinkjepa.recognises(source({**state, "video_mod_embed": torch.zeros(1, 1, 24)}))  # V-JEPA 2.1
+    assert not thinkjepa.recognises(source({**state, "predictor_proj.weight": torch.zeros(40, 24)}))
     assert not thinkjepa.recognises(source({"patch_embed.proj.weight": torch.zeros(1)}))
     assert thinkjepa.convert(source({"a": torch.zeros(1)}), Options()) == []

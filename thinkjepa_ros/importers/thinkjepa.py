@@ -12,6 +12,8 @@ What the weights do not tell is how a token's place becomes a position (`Options
   layer i and blocks beyond the last layer by an empty summary.
 - "v2": its causal successor: frames of 256 tokens at (time, place, 0), attention causal by frame, layers spread over
   the blocks.
+
+A file that tells its image size (`img_size`, `crop_size`) has other numbers of tokens.
 """
 
 from __future__ import annotations
@@ -63,6 +65,8 @@ _HF_MASKS = "predictor.embeddings.mask_tokens"
 #: Tokens per frame, and heads, of the published runs.
 _TOKENS = {"v1": 128, "v2": 256, "grid": 256}
 _HEADS = {GUIDED: 6, MASKED: 12}
+#: What only the predictors of V-JEPA 2-AC and 2.1 have, which share the other names.
+_OTHERS = {"action_encoder.weight", "video_mod_embed", "predictor_proj_context.weight"}
 #: Only the causal successor writes this among its arguments.
 _V2_ARGUMENT = "training_implementation_fingerprint"
 
@@ -107,7 +111,7 @@ def _find(source: Source) -> tuple[str, dict[str, Tensor]] | None:
     """Kind and tensors of the first predictor, under current names."""
     ours = "cls_model" in source.sections or str(source.args.get("predictor", "")) in ("thinkjepa", "official")
     for state in source.sections.values():
-        if "action_encoder.weight" in state:  # an action-conditioned predictor, which has the same names
+        if _OTHERS & state.keys():
             continue
         bare = {re.sub(r"^(w|vjepa2)\.", "", name): tensor for name, tensor in state.items()}
         if f"{_HF_EMBED}.weight" in bare:
@@ -116,7 +120,7 @@ def _find(source: Source) -> tuple[str, dict[str, Tensor]] | None:
             state = {_renamed(name): tensor for name, tensor in bare.items()}
         embed, out = state.get("context_adapter.weight"), state.get("output_adapter.weight")
         if embed is None or out is None or embed.shape[1:] != out.shape[:1]:
-            continue  # V-JEPA 2.1 predicts several levels at once
+            continue
         thinks = ours or any(name.startswith("guidance_") for name in state)
         return GUIDED if thinks or _current(source) else MASKED, state
     return None
@@ -170,6 +174,8 @@ def _config(
         raise ValueError("its activation is not GELU")
     if told.get("layer_norm_eps", 1e-6) != 1e-6:
         raise ValueError(f"its layer_norm_eps is {told['layer_norm_eps']}, not 1e-6")
+    if kind == MASKED and "384" in source.path.name and not {"img_size", "crop_size"} & told.keys():
+        told = {**told, "img_size": 384}  # Meta's files say it in their names only
     grid = _grid(told)
     layout = options.layout or _layout(kind, told, grid)
     if layout not in _TOKENS:
@@ -178,7 +184,9 @@ def _config(
             f"file; say layout 'v1' or 'v2' ('grid' for a square grid), not {layout!r}."
         )
     tokens = _TOKENS[layout] if grid is None else grid[0] * grid[1]
-    rows = tokens if layout != "grid" else grid[0] if grid else round(tokens**0.5)
+    rows, columns = grid or ((tokens, 1) if layout != "grid" else (round(tokens**0.5),) * 2)
+    if layout != "v2":
+        columns = rows  # the earlier code takes every grid for a square one
     heads = options.heads or told.get("pred_num_attention_heads") or (told.get("num_heads") or _HEADS[kind])
     width, latent_width = state["context_adapter.weight"].shape
     depth, templates = _count(state, "rollout_layers"), _count(state, "query_templates")
@@ -201,8 +209,8 @@ def _config(
         mlp_ratio=state["rollout_layers.0.mlp.fc1.weight"].shape[0] / width,
         tokens=tokens,
         rows=rows,
-        columns=1 if layout == "v2" else rows,
-        attention="causal" if layout == "v2" else "full",
+        columns=columns,
+        attention="causal" if layout == "v2" and told.get("causal_attention", True) else "full",
         positions="tiled" if table is None else "table",
         places=0 if table is None else table.shape[1],
         mask_tokens=max(templates, 1),
