@@ -148,6 +148,15 @@ def test_a_rollout_in_double_precision_has_the_right_gradient() -> None:
     assert torch.autograd.gradcheck(lambda a: net.rollout(now, a, state).latents, actions, atol=1e-6)
 
 
+def test_it_runs_in_bfloat16() -> None:
+    """The published code stops with a mismatch of types here."""
+    net = predictor()
+    wanted = net(*inputs(net))
+    got = net.bfloat16()(*(part.bfloat16() for part in inputs(net)))
+    assert got.dtype == torch.bfloat16
+    assert F.cosine_similarity(got.float().flatten(), wanted.flatten(), 0) > 0.999
+
+
 def test_wrong_inputs_are_refused_with_words() -> None:
     net = predictor()
     z, a, s = inputs(net)
