@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from thinkjepa_ros.benchmarks import roofline
 from thinkjepa_ros.jepa import model, rope
 from thinkjepa_ros.jepa.encoder import MEAN, STD, Encoder, EncoderConfig, pool
 
@@ -288,7 +289,7 @@ def test_a_copy_that_is_averaged_into_prepares_its_own_weights() -> None:
             student.patch_embed.weight.add_(0.01)
     student.frames(images)
     teacher = copy.deepcopy(student)
-    for _ in range(3):  # as many changes as the original had seen
+    for _ in range(student.patch_embed.weight._version + 3):  # also when it has seen as many changes as the original
         with torch.no_grad():
             for mine, theirs in zip(teacher.parameters(), small(1).parameters(), strict=True):
                 mine.lerp_(theirs, 0.5)
@@ -350,3 +351,25 @@ def test_what_is_no_video_is_refused(shape: tuple[int, ...]) -> None:
 def test_pooling_averages_neighbours_and_keeps_their_order() -> None:
     x = torch.arange(16.0)[:, None]
     assert pool(x, 4, 2)[:, 0].tolist() == [2.5, 4.5, 10.5, 12.5]
+
+
+def test_the_costs_in_the_document_are_those_of_the_formula() -> None:
+    sizes = {
+        "mini, 128 px": (64, 8, 128, 6, 4.0, 768, 768),
+        "ViT-L, 256 px": (256, 16, 1024, 24, 4.0, 768, 1536),
+        "ViT-H, 256 px": (256, 16, 1280, 32, 4.0, 768, 1536),
+        "ViT-g, 256 px": (256, 16, 1408, 40, 48 / 11, 768, 1536),
+    }
+    text = (ROOT / "docs" / "encoders.md").read_text()
+    for name, (n, tubelets, width, depth, ratio, still, patch) in sizes.items():
+        costs = [
+            roofline.encoder(n, n, width, depth, ratio, still),
+            roofline.encoder(n, tubelets * n, width, depth, ratio, patch),
+            roofline.encoder(tubelets * n, tubelets * n, width, depth, ratio, patch),
+        ]
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} "))
+        written = [cell.split() for cell in row.split("|")[3:7]]
+        assert [unit for _, unit in written] == ["GFLOP"] * 3 + ["MB"]
+        for (number, _), cost in zip(written, [c / 1e9 for c in costs], strict=False):
+            assert float(number) == pytest.approx(cost, rel=5e-3)
+        assert float(written[3][0]) == pytest.approx(4 * depth * (tubelets - 1) * n * width / 1e6, rel=0.03)

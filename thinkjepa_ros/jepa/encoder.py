@@ -81,7 +81,6 @@ class _Folded(NamedTuple):
         return (
             self.from_weight.data_ptr() == weight.data_ptr()
             and self.from_bias.data_ptr() == bias.data_ptr()
-            and self.from_weight.dtype == weight.dtype
             and (self.weight_version, self.bias_version) == (weight._version, bias._version)
         )
 
