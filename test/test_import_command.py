@@ -1,23 +1,28 @@
-"""`thinkjepa import`: published layouts become checkpoints that load, all or nothing, and nothing in a file runs."""
+"""`thinkjepa import`: published layouts become checkpoints that load, all or nothing."""
 
 import json
 import os
-import pickle
 import re
 import resource
 import signal
-import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from import_kit import (
+    FILES,
+    State,
+    ac_file,
+    call,
+    good,
+    load,
+    meta_encoder,
+    meta_file_with_predictor,
+    refused,
+    thinkjepa_file,
+)
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import VJEPA2Config, VJEPA2Model
 from typer.testing import CliRunner
 
@@ -26,120 +31,6 @@ from thinkjepa_ros.importers import command, vjepa2
 from thinkjepa_ros.importers.source import Options, SourceError, read
 
 ROOT = Path(__file__).parents[1]
-State = dict[str, Tensor]
-
-
-def call(source: object, out: Path, *options: str) -> Result:
-    return CliRunner().invoke(cli.app, ["import", str(source), str(out), *options])
-
-
-def refused(source: object, out: Path, *options: str) -> str:
-    """The sentence with which an import is refused; nothing may be left behind."""
-    before = sorted(out.parent.rglob("*"))
-    done = call(source, out, *options)
-    assert isinstance(done.exception, SourceError), done.exception
-    assert sorted(out.parent.rglob("*")) == before
-    text = str(done.exception)
-    assert "\n" not in text and text.endswith((".", "published"))
-    return text
-
-
-def blocks(name: str, depth: int, width: int) -> State:
-    """Random weights of `depth` transformer blocks under the published names."""
-    sizes = {"norm1": (width,), "norm2": (width,), "attn.qkv": (3 * width, width), "attn.proj": (width, width)}
-    sizes |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
-    state = {}
-    for i in range(depth):
-        for layer, shape in sizes.items():
-            state[f"{name}.{i}.{layer}.weight"] = torch.randn(shape)
-            state[f"{name}.{i}.{layer}.bias"] = torch.randn(shape[:1])
-    return state
-
-
-def linear(name: str, rows: int, columns: int) -> State:
-    return {f"{name}.weight": torch.randn(rows, columns), f"{name}.bias": torch.randn(rows)}
-
-
-def norm(name: str, width: int) -> State:
-    return {f"{name}.weight": torch.randn(width), f"{name}.bias": torch.randn(width)}
-
-
-def meta_encoder(width: int = 192, depth: int = 1) -> State:
-    patches = {"patch_embed.proj.weight": torch.randn(width, 3, 2, 16, 16), "patch_embed.proj.bias": torch.randn(width)}
-    return patches | blocks("blocks", depth, width) | norm("norm", width)
-
-
-def ac_predictor(width: int = 32, latent: int = 192) -> State:
-    state = linear("predictor_embed", width, latent) | linear("predictor_proj", latent, width)
-    for name, size in (("action_encoder", 7), ("state_encoder", 7), ("extrinsics_encoder", 6)):
-        state |= linear(name, width, size)
-    return state | blocks("predictor_blocks", 2, width) | norm("predictor_norm", width)
-
-
-def thinkjepa_predictor(width: int = 48, latent: int = 64, vlm: int = 40, depth: int = 3) -> State:
-    state = linear("context_adapter", width, latent) | linear("output_adapter", latent, width)
-    state |= {f"query_templates.{i}": torch.randn(1, 1, width) for i in range(2)}
-    state |= blocks("rollout_layers", depth, width) | norm("rollout_norm", width)
-    state |= {f"guidance_{name}_adapter.weight": torch.randn(width, vlm) for name in ("old", "new")}
-    state["guidance_layer_scale"] = torch.randn(depth, 1, 1)
-    for i in range(depth):
-        state |= norm(f"guidance_fusion_mlps.{i}.0", 4 * width)
-        state |= linear(f"guidance_fusion_mlps.{i}.1", 32, 4 * width)
-        state |= linear(f"guidance_fusion_mlps.{i}.3", 2 * width, 32)
-    return state
-
-
-def thinkjepa_head(width: int = 64, joints: int = 5) -> State:
-    state = {"token_query": torch.randn(1, 1, width), "token_attn.in_proj_weight": torch.randn(3 * width, width)}
-    state |= {"token_attn.in_proj_bias": torch.randn(3 * width)} | linear("token_attn.out_proj", width, width)
-    state |= norm("ln_in", width) | linear("mlp_in.0", width, width) | norm("ln_out", width)
-    state |= linear("temporal_mlp.0", width, width) | linear("temporal_mlp.3", width, width)
-    return state | linear("fc_out", 3 * joints, width)
-
-
-def wrapped(state: State, prefix: str = "module.backbone.") -> State:
-    return {prefix + name: tensor for name, tensor in state.items()}
-
-
-def meta_file() -> dict[str, object]:
-    """As the training loop of V-JEPA 2 saves it."""
-    torch.manual_seed(0)
-    parts = {"encoder": wrapped(meta_encoder()), "target_encoder": wrapped(meta_encoder())}
-    optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]}
-    return {**parts, "opt": optimizer, "scaler": None, "epoch": 3, "loss": np.float64(0.1), "lr": 1e-3}
-
-
-def meta_file_with_predictor() -> dict[str, object]:
-    state = linear("predictor_embed", 48, 192) | linear("predictor_proj", 192, 48) | norm("predictor_norm", 48)
-    state |= {f"mask_tokens.{i}": torch.randn(1, 1, 48) for i in range(10)} | blocks("predictor_blocks", 1, 48)
-    return {**meta_file(), "predictor": wrapped(state)}
-
-
-def ac_file() -> dict[str, object]:
-    return {**meta_file(), "predictor": wrapped(ac_predictor(), "module.")}
-
-
-def thinkjepa_file() -> dict[str, object]:
-    """As the training loop of ThinkJEPA saves it, with a numpy number in `best`."""
-    torch.manual_seed(0)
-    args = {"past_T": 4, "future_T": 4, "joint_pred": False, "predictor": "thinkjepa", "lr": 1e-3}
-    best = {"ade": np.float64(0.06), "epoch": np.int64(7), "better": np.bool_(True)}
-    parts = {"predictor": thinkjepa_predictor(), "cls_model": thinkjepa_head()}
-    return {"epoch": 7, **parts, "optimizer": {"state": {}, "param_groups": []}, "best": best, "args": args}
-
-
-#: name: (content, options of the command, kinds that come out)
-FILES: dict[str, tuple[Callable[[], dict[str, object]], list[str], list[str]]] = {
-    "vitl.pt": (meta_file_with_predictor, [], ["encoder", "mask_predictor"]),
-    "encoder.pt": (meta_file, [], ["encoder"]),
-    "vjepa2-ac-vitg.pt": (ac_file, ["--heads", "4"], ["encoder", "ac_predictor"]),
-    "ckpt_best.pt": (thinkjepa_file, ["--layout", "v2", "--heads", "2"], ["guided_predictor", "trajectory_head"]),
-}
-
-
-def load(folder: Path, kind: str) -> tuple[torch.nn.Module, checkpoints.Manifest]:
-    build = next(c.BUILD[kind] for c in command.converters() if kind in c.BUILD)
-    return checkpoints.load_module(folder, kind, build)
 
 
 @pytest.mark.parametrize("old_format", [False, True], ids=["zip", "legacy"])
@@ -235,207 +126,6 @@ def test_offline_and_not_in_the_cache_says_what_to_do(tmp_path: Path) -> None:
     assert "no such file or folder" in refused(tmp_path / "missing.pt", tmp_path / "out")
 
 
-class Bomb:
-    """A pickle that would run a program."""
-
-    def __init__(self, canary: Path):
-        self.canary = canary
-
-    def __reduce__(self) -> tuple:
-        return (os.system, (f"touch {self.canary}",))
-
-
-def wrong(what: str) -> Callable:
-    """Cases: how a source is wrong, and the words of the refusal."""
-
-    def decorate(function: Callable) -> object:
-        return pytest.param(function, what, id=function.__name__)
-
-    return decorate
-
-
-def good(place: Path) -> Path:
-    torch.save(meta_file(), place / "good.pt")
-    return place / "good.pt"
-
-
-@wrong("empty")
-def empty(place: Path) -> Path:
-    (place / "a.pt").touch()
-    return place / "a.pt"
-
-
-@wrong("all zeros")
-def zeros(place: Path) -> Path:
-    (place / "a.pt").write_bytes(bytes(4096))
-    return place / "a.pt"
-
-
-@wrong("neither safetensors nor a PyTorch file")
-def noise(place: Path) -> Path:
-    (place / "a.pt").write_bytes(np.random.default_rng(0).bytes(4096))
-    return place / "a.pt"
-
-
-@wrong("cut, or changed")
-def cut(place: Path) -> Path:
-    data = good(place).read_bytes()
-    (place / "a.pt").write_bytes(data[: len(data) // 2])
-    return place / "a.pt"
-
-
-@wrong("not readable as a PyTorch file")
-def cut_legacy(place: Path) -> Path:
-    torch.save(meta_file(), place / "a.pt", _use_new_zipfile_serialization=False)
-    (place / "a.pt").write_bytes((place / "a.pt").read_bytes()[:-1000])
-    return place / "a.pt"
-
-
-@wrong("a tar archive; unpack it")
-def tar(place: Path) -> Path:
-    with tarfile.open(place / "a.tar", "w") as archive:
-        archive.add(good(place), "a.pt")
-    return place / "a.tar"
-
-
-@wrong(r"more than tensors and numbers \(posix\.system\).*not read")
-def bomb(place: Path) -> Path:
-    torch.save({**meta_file(), "best": Bomb(place / "canary")}, place / "a.pt")
-    return place / "a.pt"
-
-
-@wrong(r"more than tensors and numbers \(posix\.system\).*not read")
-def legacy_bomb(place: Path) -> Path:
-    content = {**meta_file(), "best": Bomb(place / "canary")}
-    torch.save(content, place / "a.pt", _use_new_zipfile_serialization=False)
-    return place / "a.pt"
-
-
-@wrong("more than tensors and numbers")
-def plain_bomb(place: Path) -> Path:
-    (place / "a.pt").write_bytes(pickle.dumps(Bomb(place / "canary")))
-    return place / "a.pt"
-
-
-@wrong("JSON, not weights")
-def json_for_safetensors(place: Path) -> Path:
-    (place / "a.safetensors").write_text('{"a": 1}')
-    return place / "a.safetensors"
-
-
-@wrong("a web page")
-def web_page(place: Path) -> Path:
-    (place / "vitl.pt").write_text("<html>404</html>")
-    return place / "vitl.pt"
-
-
-@wrong("Git LFS pointer.*git lfs pull")
-def lfs_pointer(place: Path) -> Path:
-    (place / "vitl.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
-    return place / "vitl.pt"
-
-
-@wrong("holds a Tensor, not a dictionary")
-def bare_tensor(place: Path) -> Path:
-    torch.save(torch.ones(3), place / "a.pt")
-    return place / "a.pt"
-
-
-@wrong("no tensors in it")
-def no_tensors(place: Path) -> Path:
-    torch.save({"epoch": 1}, place / "a.pt")
-    return place / "a.pt"
-
-
-@wrong(r"nothing that can be imported.*layer1\.conv.*--help")
-def another_network(place: Path) -> Path:
-    torch.save({"layer1.conv": torch.ones(3)}, place / "a.pt")
-    return place / "a.pt"
-
-
-@wrong("holds values that are not finite")
-def not_finite(place: Path) -> Path:
-    state = meta_encoder()
-    state["norm.bias"][0] = torch.nan
-    torch.save({"encoder": state}, place / "a.pt")
-    return place / "a.pt"
-
-
-@wrong(r"blocks\.0\.mlp\.fc1\.weight")
-def tensor_missing(place: Path) -> Path:
-    state = meta_encoder()
-    del state["blocks.0.mlp.fc1.weight"]
-    torch.save({"encoder": state}, place / "a.pt")
-    return place / "a.pt"
-
-
-@wrong("sparse is not a plain dense tensor")
-def sparse(place: Path) -> Path:
-    torch.save({"sparse": torch.eye(3).to_sparse()}, place / "a.pt")
-    return place / "a.pt"
-
-
-@wrong(r"holds a\.pt, good\.pt")
-def two_models(place: Path) -> Path:
-    folder = place / "two"
-    folder.mkdir()
-    good(folder)
-    torch.save({}, folder / "a.pt")
-    return folder
-
-
-@wrong(r"no config\.json beside model\.safetensors")
-def no_config(place: Path) -> Path:
-    folder = place / "hf"
-    folder.mkdir()
-    save_file(meta_encoder(), folder / "model.safetensors")
-    return folder
-
-
-@wrong("missing.*b.safetensors")
-def no_shard(place: Path) -> Path:
-    folder = place / "hf"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "b.safetensors"}}')
-    return folder
-
-
-@wrong(r"missing.*\.\./good")
-def shard_elsewhere(place: Path) -> Path:
-    good(place)
-    folder = no_shard.values[0](place)
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../good.pt"}}')
-    return folder
-
-
-@wrong("checkpoint of this package already")
-def ours(place: Path) -> Path:
-    folder = place / "ours"
-    folder.mkdir()
-    (folder / "model.json").write_text("{}")
-    return folder
-
-
-WRONG = [empty, zeros, noise, cut, cut_legacy, tar, bomb, legacy_bomb, plain_bomb, json_for_safetensors, web_page]
-WRONG += [lfs_pointer, bare_tensor, no_tensors, another_network, not_finite, tensor_missing, sparse, two_models]
-WRONG += [no_config, no_shard, shard_elsewhere, ours]
-
-
-@pytest.mark.parametrize(("make", "words"), WRONG)
-def test_what_is_no_checkpoint_is_refused_and_nothing_in_it_runs(
-    tmp_path: Path, make: Callable[[Path], Path], words: str
-) -> None:
-    text = refused(make(tmp_path), tmp_path / "out")
-    assert text.startswith(str(tmp_path)) and re.search(words, text), text
-    assert not (tmp_path / "canary").exists()
-
-
-def test_the_bomb_is_a_real_one(tmp_path: Path) -> None:
-    pickle.loads(pickle.dumps(Bomb(tmp_path / "canary")))  # noqa: S301
-    assert (tmp_path / "canary").exists()
-
-
 def test_a_folder_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     source, out = good(tmp_path), tmp_path / "out"
     assert call(source, out).exit_code == 0
@@ -452,7 +142,10 @@ def test_a_folder_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_failed_import_with_force_keeps_the_old_one(tmp_path: Path) -> None:
     out = tmp_path / "out"
     call(good(tmp_path), out)
-    refused(not_finite.values[0](tmp_path), out, "--force")
+    broken = meta_encoder()
+    broken["norm.bias"][0] = torch.nan
+    torch.save(broken, tmp_path / "broken.pt")
+    refused(tmp_path / "broken.pt", out, "--force")
     assert encoder_weights(out)
 
 
@@ -480,6 +173,27 @@ def test_a_kill_leaves_the_old_or_nothing_and_the_next_import_cleans_up(
     assert any(p.name.startswith(".out.import-") for p in tmp_path.iterdir())
     assert call(source, out, "--force").exit_code == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["good.pt", "out"] and encoder_weights(out)
+
+
+def test_a_kill_while_the_new_takes_the_place_of_the_old_loses_neither(tmp_path: Path) -> None:
+    source, out = good(tmp_path), tmp_path / "out"
+    call(source, out, "--model-id", "old")
+    child = os.fork()
+    if child == 0:
+        real = Path.rename
+
+        def die(self: Path, target: Path) -> None:
+            real(self, target)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Path.rename = die  # type: ignore[method-assign,assignment]
+        call(source, out, "--force", "--model-id", "new")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not out.exists()
+    assert isinstance(call(source, out).exception, SourceError)  # it is back, and is not replaced without being asked
+    assert load(out / "encoder", "encoder")[1].model_id == "old/encoder"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["good.pt", "out"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -556,24 +270,3 @@ def test_help_documents_and_registry_name_what_there_is() -> None:
     for entry in registry:
         assert entry["licence"] and re.fullmatch("[0-9a-f]{64}", entry.get("sha256", "0" * 64))
         assert f"`{entry['id']}`" in page
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    old=st.booleans(),
-    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), max_size=6),
-    keep=st.integers(1, 10**6) | st.none(),
-)
-def test_a_damaged_file_raises_nothing_but_a_sentence(
-    tmp_path: Path, old: bool, flips: list[tuple[int, int]], keep: int | None
-) -> None:
-    path = tmp_path / "a.pt"
-    torch.save({"encoder": {"a": torch.ones(9, 9)}, "epoch": 1}, path, _use_new_zipfile_serialization=not old)
-    data = bytearray(path.read_bytes())
-    for place, value in flips:
-        data[place % len(data)] ^= value
-    path.write_bytes(data[: None if keep is None else keep % len(data)])
-    try:
-        read(path)
-    except SourceError as error:
-        assert str(error).startswith(str(path)) and "\n" not in str(error)

@@ -51,6 +51,7 @@ def run(
 
     The parts are written beside OUT, loaded back and compared, and only then moved to their place. Raises SourceError.
     """
+    _clean_up(out)
     _check_place(out, force)
     with _terminable(), _progress() as show:
         path, name, origin = _locate(source, revision)
@@ -192,15 +193,9 @@ def _check_place(out: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def _workshop(out: Path, force: bool) -> Iterator[Path]:
-    """A folder beside OUT that becomes OUT when the block ends, and is gone when it fails.
-
-    A process that was killed leaves its folder; the next import to the same place removes it.
-    """
+    """A folder beside OUT that becomes OUT when the block ends, and is gone when it fails."""
     parent = out.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
-    for old in parent.glob(f".{out.name}.import-*"):
-        if not _alive(old.name.rpartition("-")[2]):
-            shutil.rmtree(old, ignore_errors=True)
     folder = parent / f".{out.name}.import-{os.getpid()}"
     folder.mkdir()
     before = parent / f".{out.name}.before-{os.getpid()}"
@@ -216,6 +211,18 @@ def _workshop(out: Path, force: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(before, ignore_errors=True)
+
+
+def _clean_up(out: Path) -> None:
+    """Undo what an import to OUT left that was killed: half of the new, or the old between the two renames."""
+    parent = out.absolute().parent
+    for left in [*parent.glob(f".{out.name}.before-*"), *parent.glob(f".{out.name}.import-*")]:
+        if _alive(left.name.rpartition("-")[2]):
+            continue
+        if ".before-" in left.name and not out.exists():
+            left.rename(out)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _alive(process: str) -> bool:
