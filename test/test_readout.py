@@ -97,7 +97,7 @@ def test_gradients_reach_every_weight(kind: str) -> None:
 
 
 def test_the_supervised_logits_are_those_the_readout_attends_by() -> None:
-    """With one head the softmax over the logits is the attention: moving its peak token changes the joint most."""
+    """With one head the softmax over the logits is the attention."""
     torch.manual_seed(3)
     net = opened(AttentivePose(JOINTS, GRID, WIDTH, heads=1, width=32))
     x = latent(1).requires_grad_()

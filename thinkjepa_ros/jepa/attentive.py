@@ -84,6 +84,9 @@ class AttentivePose(nn.Module):
     A joint is read as a ray (x / z, y / z) and a log-depth. Untrained, all joints lie on the optical axis.
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, joints: int, grid: int, latent_width: int, heads: int = 4, width: int = 256):
         super().__init__()
         self.pool = AttentivePool(joints, grid, grid, latent_width, width, heads)
@@ -94,9 +97,6 @@ class AttentivePose(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         _register(self, torch.zeros(joints, 3), width // heads)  # joints have no order: their queries tell them apart
-
-    cos: Tensor
-    sin: Tensor
 
     def forward(self, latent: Tensor) -> Tensor:
         x = self.pool(latent)
