@@ -5,6 +5,7 @@ import os
 import pickle
 import resource
 import struct
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -286,6 +287,21 @@ def test_a_tensor_of_another_type_is_refused(square_folder: Path) -> None:
     write_weights(square_folder, (square_folder / "other").read_bytes())
     with pytest.raises(CheckpointError, match=r"float16 .* asks for float32"):
         square(square_folder)
+
+
+def test_loading_leaves_modules_of_other_threads_alone(square_folder: Path) -> None:
+    """A node loads in a thread of its own; what is built beside it gets memory as ever."""
+    beside: list[nn.Module] = []
+
+    def build(config: dict[str, int]) -> nn.Module:
+        thread = threading.Thread(target=lambda: beside.append(nn.Linear(3, 3)))
+        thread.start()
+        thread.join()
+        return Square(**config)
+
+    checkpoints.load_module(square_folder, "square", build)
+    assert len(beside) == 2 and all(not p.is_meta for module in beside for p in module.parameters())
+    assert not nn.Linear(3, 3).weight.is_meta
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,7 +12,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 #: A folder (or module of the root) may import those of a lower number, and its peers as long as no circle arises.
 LAYERS = [
-    ["values", "checkpoints", "version", "transport", "resources"],
+    ["values", "files", "checkpoints", "version", "transport", "resources"],
     ["jepa", "thinker", "stream"],
     ["control", "evaluation", "train", "data", "importers", "benchmarks"],
     ["bridge"],
@@ -74,7 +74,7 @@ def unsafe(path: Path, tree: ast.AST) -> list[str]:
             if option in options and not _is(options[option], False):
                 found.append(f"line {node.lineno}: {option} is not False")
         called = _name(node.func)
-        # a trainer may read back the state that it wrote itself, and `thinkjepa import` reads what was published; nothing else may
+        # a trainer may read back the state that it wrote itself, `thinkjepa import` what was published; no one else
         own_state = part_of(path) in ("train", "importers") and _is(options.get("weights_only"), True)
         if called in ("torch.load", "torch.jit.load", "torch.hub.load") and not own_state:
             found.append(f"line {node.lineno}: {called}")

@@ -11,7 +11,6 @@ Pickles are read with `weights_only=True`, so nothing in them runs; this package
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
 import zipfile
@@ -207,14 +206,14 @@ def _pickle(path: Path) -> Source:
         with torch.serialization.safe_globals(_NUMBERS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on the pickle's protocol
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]{1,100})", str(error))
-        what = wanted[1] if wanted else "not made by torch"
-        raise SourceError(
-            f"{path}: a pickle that holds more than tensors and numbers ({what}); it could run code and is not read. "
-            "Save its state dicts alone, or get a .safetensors."
-        ) from None
     except Exception as error:  # a made-up file: torch raises whatever it stumbles over
+        if type(error).__name__ == "UnpicklingError":
+            wanted = re.search(r"GLOBAL ([\w.]{1,100})", str(error))
+            what = wanted[1] if wanted else "not made by torch"
+            raise SourceError(
+                f"{path}: a pickle that holds more than tensors and numbers ({what}); it could run code and is not "
+                "read. Save its state dicts alone, or get a .safetensors."
+            ) from None
         reason = (str(error).splitlines() or [repr(error)])[0][:120]
         raise SourceError(f"{path}: not readable as a PyTorch file ({reason}). Download it again.") from None
     if not isinstance(content, dict):
