@@ -1,1 +1,1 @@
-"""Foreign checkpoints into our format, offline: `thinkjepa import`. The only place besides training that reads `.pt`."""
+"""Foreign checkpoints into our format, offline: `thinkjepa import`. Besides training the only reader of `.pt`."""
