@@ -109,6 +109,9 @@ def convert(source: Source, options: Options, kind: str | None = None) -> list[t
             f"{source.path}: holds nothing that can be imported{f' as {kind}' if kind else ''} "
             f"(its tensors are called {', '.join(some[:6])} …). `thinkjepa import --help` lists what can be."
         )
+    names = [part.name for _, part in parts]
+    if len(names) != len(set(names)):
+        raise SourceError(f"{source.path}: two parts are called {max(names, key=names.count)}. Take one with --as.")
     for _, part in parts:
         for name, tensor in part.state.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -146,8 +149,8 @@ def _locate(source: str, revision: str | None) -> tuple[Path, str, dict[str, Any
     if path.exists() or not _HUB_ID.fullmatch(source):
         if revision:
             raise SourceError(f"{source}: is not a Hugging Face id, so it has no --revision.")
-        resolved = path.resolve()
-        return path, resolved.stem if path.is_file() else resolved.name, {"name": resolved.name}
+        called = path if path.is_file() else path.resolve()  # a link to a file has the better name, "." has none
+        return path, called.stem if path.is_file() else called.name, {"name": called.name}
     folder = _from_hub(source, revision)
     return folder, source, {"name": source, "revision": folder.name}
 
