@@ -314,6 +314,19 @@ def test_gradients_are_those_of_the_embedding_before_folding() -> None:
     encoder.frames(images).sum().backward()
 
 
+def test_a_compiled_encoder_is_one_graph_and_sees_changed_weights() -> None:
+    encoder, clip = small(attention="causal", window=2, depth=1), video(1, 3, 32, 32)
+    compiled = torch.compile(encoder, fullgraph=True, dynamic=False, backend="eager")
+    for _ in range(2):
+        with torch.inference_mode():
+            got = compiled(clip)
+        assert torch.equal(got, fresh(encoder)(clip))
+        with torch.no_grad():
+            encoder.patch_embed.weight.mul_(1.5)
+    encoder.requires_grad_(True)
+    encoder(clip).sum().backward()  # its tables serve training too
+
+
 def test_tables_of_many_shapes_are_not_all_kept() -> None:
     encoder = small(depth=1)
     for side in range(1, 60):
