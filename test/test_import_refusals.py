@@ -3,6 +3,8 @@
 import os
 import pickle
 import re
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -254,3 +256,16 @@ def test_a_damaged_file_raises_nothing_but_a_sentence(
         read(path)
     except SourceError as error:
         assert str(error).startswith(str(path)) and "\n" not in str(error)
+
+
+def test_a_refusal_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    arguments = ["import", str(tmp_path / "missing.pt"), str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "thinkjepa_ros.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("thinkjepa: ") and done.stderr.count("\n") == 1
