@@ -42,9 +42,9 @@ class Shape:
 
 
 def shapes(size: str, layers: int | None) -> list[Shape]:
-    """mini: one frame, and the window of 8 as one clip. vitl: one tubelet, and 32 frames."""
+    """mini: one frame, and the window of 8 as one clip, in all its blocks. vitl: one tubelet, and 32 frames."""
     if size == "mini":
-        return [Shape("mini", 128, frames, 1, 128, min(layers or 6, 6), 4) for frames in (1, 8)]
+        return [Shape("mini", 128, frames, 1, 128, 6, 4) for frames in (1, 8)]
     return [Shape("ViT-L", 256, frames, 2, 1024, layers or 24, 16) for frames in (2, 32)]
 
 

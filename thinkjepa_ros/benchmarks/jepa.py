@@ -55,7 +55,7 @@ def bench(
         console.width = WIDTH
     machine = report.machine(where, threads)
     console.print(f"{machine['device']}, {threads} thread(s), torch {machine['torch']}", highlight=False)
-    peaks = {kind: roofline.measure(where, kind) for kind in _kinds(dtype)}
+    peaks = {kind: roofline.measure(where, kind, min(1.0, 10 * seconds)) for kind in _kinds(dtype)}
     for kind, peak in peaks.items():
         console.print(
             f"{report.name(kind)}: {peak.flops * 1e-9:.0f} GFLOP/s, {peak.bandwidth * 1e-9:.0f} GB/s", highlight=False
@@ -70,9 +70,7 @@ def bench(
             _run(group, seconds, console)
         complete = True
     finally:
-        if not complete and done:
-            console.print("stopped; what was measured:" if any(v.times for v in done[-1].variants) else "stopped")
-            report.show(done[-1], console)
+        report.summarise(done, console)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(report.as_dict(done, machine, complete), indent=1) + "\n", encoding="utf-8")
@@ -81,11 +79,14 @@ def bench(
 
 def _run(group: Group, seconds: float, console: Console) -> None:
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(group.title, total=1.0)
-        measure(group, seconds, lambda share: progress.update(task, completed=share))
-    report.show(group, console)
-    group.release()
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task(group.title, total=1.0)
+            measure(group, seconds, lambda share: progress.update(task, completed=share))
+    finally:
+        if any(variant.times for variant in group.variants):
+            report.show(group, console)
+        group.release()
 
 
 def _kinds(dtype: str) -> list[torch.dtype]:

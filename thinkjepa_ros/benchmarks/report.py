@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,12 +55,12 @@ def show(group: Group, console: Console) -> None:
         figures = _figures(variant, group)
         table.add_row(
             variant.name,
-            f"{figures['p50_ms']:.3g}",
-            f"{figures['p99_ms']:.3g}",
+            _short(figures["p50_ms"]),
+            _short(figures["p99_ms"]),
             str(figures["runs"]),
-            f"{variant.work.flops * 1e-9:.3g}",
-            f"{figures['roofline_ms']:.3g}",
-            f"{figures['times_roofline']:.3g}",
+            _short(variant.work.flops * 1e-9),
+            _short(figures["roofline_ms"]),
+            _short(figures["times_roofline"]),
             in_units(variant.memory),
             f"{variant.difference:.1e} of {variant.scale:.2g}" if variant.same_as else "",
         )
@@ -79,6 +79,20 @@ def show(group: Group, console: Console) -> None:
     console.print()
 
 
+def summarise(groups: Sequence[Group], console: Console) -> None:
+    """How many targets are met, and which are not."""
+    judged = [(g, t) for g in groups for t in g.targets if t.met(g) is not None]
+    missed = [(g, t) for g, t in judged if not t.met(g)]
+    console.print(f"[bold]{len(judged) - len(missed)} of {len(judged)} targets met[/bold]", highlight=False)
+    for group, target in missed:
+        console.print(f"  {group.title} · {name(group.dtype)}: {_target(target, group)}", highlight=False)
+
+
+def _short(value: float) -> str:
+    """Three digits, and never an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _target(target: Target, group: Group) -> str:
     value, met = target.value(group), target.met(group)
     if value is None:
@@ -94,7 +108,7 @@ def in_units(value: float) -> str:
     if not value:
         return "0"
     unit = min(3, int(math.log2(value) // 10))
-    return f"{value / 1024**unit:.3g} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
+    return f"{_short(value / 1024**unit)} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
 
 
 def _figures(variant: Variant, group: Group) -> dict[str, Any]:

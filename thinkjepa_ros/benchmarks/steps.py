@@ -91,10 +91,10 @@ def vitl(layers: int | None) -> ForecastNet:
     size, tubelet = 256, 2
     encoder = EncoderConfig(size, 16, 1024, layers or 24, 16, tubelet=tubelet, rope="tiled", attention="full")
     predictor = PredictorConfig(
-        context=16,
+        context=32,
         tubelets=16,
         tubelet_steps=tubelet,
-        pooled=16,
+        pooled=size // 16,  # every token of the past and of the future
         width=384,
         depth=min(layers or 12, 12),
         heads=6,
