@@ -288,11 +288,12 @@ def test_a_copy_that_is_averaged_into_prepares_its_own_weights() -> None:
         with torch.no_grad():
             student.patch_embed.weight.add_(0.01)
     student.frames(images)
-    teacher = copy.deepcopy(student)
-    for _ in range(student.patch_embed.weight._version + 3):  # also when it has seen as many changes as the original
+    for changes in range(student.patch_embed.weight._version + 3):  # one of these is as many as the original has seen
+        teacher = copy.deepcopy(student)
         with torch.no_grad():
-            for mine, theirs in zip(teacher.parameters(), small(1).parameters(), strict=True):
-                mine.lerp_(theirs, 0.5)
+            for _ in range(changes):
+                for mine, theirs in zip(teacher.parameters(), small(1).parameters(), strict=True):
+                    mine.lerp_(theirs, 0.5)
         assert torch.equal(teacher.frames(images), fresh(teacher).frames(images))
     stored = io.BytesIO()
     torch.save(student, stored)

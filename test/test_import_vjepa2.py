@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 
 from thinkjepa_ros.importers import vjepa2
@@ -211,6 +213,9 @@ def test_what_is_no_encoder_is_refused_in_a_sentence(tmp_path: Path) -> None:
         ({"cls_token": torch.zeros(1, 1, 192)}, "cls_token are not part"),
         ({"patch_embed.proj.weight": torch.zeros(192, 1, 2, 16, 16)}, "must be .width, 3"),
         ({"blocks.2.mlp.fc3.weight": torch.zeros(1)}, "fc3.weight are not part"),
+        ({"blocks.7.norm1.weight": torch.zeros(192)}, "blocks.7.norm1.weight are not part"),
+        ({"blocks.1.mlp.fc1.weight": torch.zeros(10, 192)}, "blocks.1.fc1.weight is .10, 192., .* needs .768, 192."),
+        ({"blocks.1.attn.qkv.weight": torch.zeros(5, 192)}, "do not fit together"),
     ):
         with pytest.raises(SourceError, match=words):
             vjepa2.convert(source(**broken), Options())
@@ -223,3 +228,31 @@ def test_what_is_no_encoder_is_refused_in_a_sentence(tmp_path: Path) -> None:
         folder = read(tmp_path / "folder")
         folder.config["hidden_act"] = "relu"
         vjepa2.convert(folder, Options())
+
+
+WHOLE = meta_names(published(hidden_size=192, num_attention_heads=3, num_hidden_layers=1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(WHOLE)),
+        st.none() | st.lists(st.integers(0, 4), max_size=5),
+        max_size=2,
+    ),
+    st.dictionaries(
+        st.sampled_from(["num_heads", "crop_size", "layer_norm_eps", "hidden_act", "qkv_bias", "embed_dim"]),
+        st.none() | st.booleans() | st.integers(-5, 10**9) | st.floats() | st.text(max_size=8) | st.just([256, 256]),
+    ),
+)
+def test_whatever_is_wrong_with_a_file_is_said_in_a_sentence(changes: dict, told: dict) -> None:
+    state = {k: v for k, v in WHOLE.items() if k not in changes}
+    state |= {k: torch.zeros(shape) for k, shape in changes.items() if shape is not None}
+    try:
+        parts = vjepa2.convert(Source(Path("x.pt"), {"encoder": state}, config=told), Options())
+    except SourceError as error:
+        assert str(error).startswith("x.pt: ") and "\n" not in str(error)
+    else:
+        for part in parts:
+            imported_again = vjepa2.BUILD[part.kind](part.config)
+            imported_again.load_state_dict(part.state)

@@ -184,6 +184,15 @@ def test_a_missed_frame_ends_its_chain_only() -> None:
     assert len(streams) == 3
 
 
+def test_of_two_chains_that_could_go_on_the_nearer_one_does() -> None:
+    encoder, clip = causal(), video(3)
+    streams = PhaseStreams(encoder, STEP)
+    for stamp_ms, i in ((0, 0), (20, 1), (112, 2)):  # 12 ms late for the first, 8 ms early for the second
+        got = streams.step(stamp_ms * 1_000_000, clip[:, i : i + 1])
+    with torch.inference_mode():
+        torch.testing.assert_close(got, encoder(clip[:, 1:])[:, -1], atol=1e-5, rtol=0)
+
+
 def test_a_jump_of_time_resets_and_the_same_stamp_does_not() -> None:
     encoder, clip = causal(), video(4)
     streams = PhaseStreams(encoder, STEP)

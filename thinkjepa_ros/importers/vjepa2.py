@@ -57,6 +57,9 @@ def convert(source: Source, options: Options) -> list[Part]:
         out, used = _encoder(state, config)
     except KeyError as error:
         raise SourceError(f"{source.path}: no tensor {error.args[0]}. The file is cut, or not an encoder.") from None
+    except (IndexError, RuntimeError) as error:  # torch stumbles over a shape
+        raise SourceError(f"{source.path}: tensors do not fit together ({str(error).splitlines()[0]}).") from None
+    _check_shapes(source, out, config)
     left = sorted(state.keys() - used - {"pos_embed"})
     if left:
         raise SourceError(
@@ -103,7 +106,9 @@ def _published_names(source: Source, state: dict[str, Tensor]) -> dict[str, Tens
 
 
 def _depth(state: dict[str, Tensor]) -> int:
-    return 1 + max((int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+    """Blocks count from 0 without a gap; a tensor of a later one is found to belong to nothing."""
+    named = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d{1,4})\.", name))}
+    return next(i for i in range(len(named) + 1) if i not in named)
 
 
 def _config(source: Source, state: dict[str, Tensor], options: Options) -> tuple[EncoderConfig, list[str]]:
@@ -149,6 +154,15 @@ def _config(source: Source, state: dict[str, Tensor], options: Options) -> tuple
     except (ValueError, TypeError) as error:
         raise SourceError(f"{source.path}: the encoder's configuration is not usable ({error}).") from None
     return config, notes
+
+
+def _check_shapes(source: Source, out: dict[str, Tensor], config: EncoderConfig) -> None:
+    with torch.device("meta"):
+        wanted = {name: tensor.shape for name, tensor in Encoder(config).state_dict().items()}
+    for name, shape in wanted.items():
+        if name not in out or out[name].shape != shape:
+            got = list(out[name].shape) if name in out else "missing"
+            raise SourceError(f"{source.path}: {name} is {got}, an encoder of these sizes needs {list(shape)}.")
 
 
 def _number(source: Source, told: dict[str, Any], *names: str) -> int | None:
