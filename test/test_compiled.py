@@ -38,17 +38,19 @@ def test_guidance_of_weight_zero_is_bit_identical_to_none_in_the_static_step(mad
     """A graph has one path: it computes guidance always and relies on this."""
     net = small_net(made_as=made)
     p, e = net.config.predictor, net.config.encoder
-    latents = torch.randn(p.latents, e.grid**2, e.width, generator=torch.Generator().manual_seed(0))
+    g = torch.Generator().manual_seed(0)
+    shapes = ((e.grid**2, e.width), (p.latents, p.pooled**2, e.width), (p.latents, 5, 3))
+    window = [torch.randn(shape, generator=g) for shape in shapes]
     anchor, expected = torch.full((5, 3), float("nan")), torch.full((p.pooled**2, e.width), float("nan"))
     states, there = torch.randn(1, 3, 2, 20), torch.ones(1, 2, dtype=torch.bool)
     step = Foresee(net)
-    plain = step(latents, anchor, expected)
+    plain = step(*window, anchor, expected)
     for payload in (
         (states, there, torch.zeros(1)),
         (torch.zeros_like(states), ~there, torch.zeros(1)),
         (torch.full_like(states, float("nan")), ~there, torch.zeros(1)),
     ):
-        for a, b in zip(plain, step(latents, anchor, expected, *payload), strict=True):
+        for a, b in zip(plain, step(*window, anchor, expected, *payload), strict=True):
             assert torch.equal(a.nan_to_num(), b.nan_to_num())
     numbers = Numbers.of(plain[0], net.config.horizon, 5)
     assert numbers.positions.shape == (6, 5, 3) and numbers.seen.shape == (p.latents, 5, 3)
@@ -62,11 +64,13 @@ def test_a_step_never_asks_the_device_back() -> None:
             net = small_net(made_as=made)
             e, p = made.encoder, made.predictor
             frames = made.frames if made.clip else 1
-            (latents,) = Look(net)(torch.zeros(frames, 64, 64, 3, dtype=torch.uint8))
-            assert latents.shape == (p.latents if made.clip else 1, e.grid**2, e.width)
-            window = torch.zeros(p.latents, *latents.shape[1:])
+            latents, pooled, joints = Look(net)(torch.zeros(frames, 64, 64, 3, dtype=torch.uint8))
+            k = p.latents if made.clip else 1
+            assert latents.shape == (k, e.grid**2, e.width) and joints.shape == (k, 5, 3)
+            assert pooled.shape == (k, p.pooled**2, e.width)
+            window = latents[-1], pooled.expand(p.latents, -1, -1), joints.expand(p.latents, -1, -1)
             payload = (torch.zeros(1, 3, 2, 20), torch.zeros(1, 2, dtype=torch.bool), torch.zeros(1))
-            flat, _ = Foresee(net)(window, torch.zeros(5, 3), torch.zeros(p.pooled**2, e.width), *payload)
+            flat, _ = Foresee(net)(*window, torch.zeros(5, 3), torch.zeros(p.pooled**2, e.width), *payload)
             assert flat.shape == (6 * 5 * 4 + 15 + p.latents * 15 + 1,)
 
 

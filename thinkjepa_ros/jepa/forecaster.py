@@ -142,8 +142,10 @@ class Forecaster:
     def _blank(self) -> tuple[Tensor, ...]:
         """Inputs of `Foresee` that mean nothing, in their shapes and types."""
         e, p = self._net.config.encoder, self._net.config.predictor
-        latents = torch.zeros(p.latents, e.grid**2, e.width, dtype=self.choice.dtype, device=self._device)
-        return (latents, self._no_anchor, self._no_expectation, *self._no_guidance)
+        now = torch.zeros(e.grid**2, e.width, dtype=self.choice.dtype, device=self._device)
+        pooled = now.new_zeros(p.latents, p.pooled**2, e.width)
+        seen = self._no_anchor.expand(p.latents, -1, -1)
+        return (now, pooled, seen, self._no_anchor, self._no_expectation, *self._no_guidance)
 
     def observe(self, frame: Frame, camera: Camera | None = None) -> None:
         """Take in one frame; in any order. camera: its intrinsics; without them the scale is a guess and forecasts say
@@ -244,7 +246,7 @@ class Forecaster:
         weight = 0.0 if self._guidance is None else self._guidance.weight(now)
         with torch.inference_mode():
             flat, follows = self._foresee.call(
-                self._sight.latents(stamps, [frame.seen for frame in kept]),
+                *self._sight.window(stamps, [frame.seen for frame in kept]),
                 self._no_anchor if anchor is None else self._observed(anchor),
                 self._expectation(stamps),
                 *self._payload(weight),

@@ -181,6 +181,10 @@ class ForecastNet(nn.Module):
         self.predictor.to(dtype)
         return self
 
+    def look(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [k, n, D] pooled [k, p^2, D], and the joints in them, float32 [k, J, 3]."""
+        return self.predictor.pool(latents), self.pose(latents.float())
+
     def forecast(
         self, past: Tensor, now: Tensor, poses: Tensor, payload: Payload | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:

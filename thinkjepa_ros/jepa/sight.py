@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from .compiled import Prepared, prepare
-from .encoder import Encoder
 from .model import ForecastNet
 from .step import Look
 from .streaming import StreamingEncoder
@@ -41,19 +40,22 @@ class Sight(ABC):
         """What to keep of a frame until a window needs it."""
 
     @abstractmethod
-    def latents(self, stamps_ns: Sequence[int], kept: Sequence[Any]) -> Tensor:
-        """Latents [k, n, D] of a window, oldest first; k as in `PredictorConfig.latents`."""
+    def window(self, stamps_ns: Sequence[int], kept: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a window, oldest first: the newest latent [n, D]; all pooled [k, p^2, D]; joints in all [k, J, 3].
+
+        k as in `PredictorConfig.latents`.
+        """
 
     def forget(self) -> None:  # noqa: B027  most keep nothing
         """Drop what was kept besides the frames."""
 
 
 class _Frame:
-    """The image of a frame until it is encoded, its latent [n, D] afterwards."""
+    """The image of a frame until it is encoded; its latent [n, D], pooled [p^2, D], and joints [J, 3] afterwards."""
 
     def __init__(self, image: Tensor) -> None:
         self.image: Tensor | None = image
-        self.latent: Tensor | None = None
+        self.seen: tuple[Tensor, ...] = ()
 
 
 class Single(Sight):
@@ -66,14 +68,16 @@ class Single(Sight):
     def take(self, image: Tensor) -> _Frame:
         return _Frame(image)
 
-    def latents(self, stamps_ns: Sequence[int], kept: Sequence[_Frame]) -> Tensor:
+    def window(self, stamps_ns: Sequence[int], kept: Sequence[_Frame]) -> tuple[Tensor, Tensor, Tensor]:
         new = [frame for frame in kept if frame.image is not None]
-        images = [frame.image for frame in new if frame.image is not None]
-        for group in ([image] for image in images) if self.look.captured else [images] if images else []:
-            for latent in self.look.call(torch.stack(group))[0]:
-                frame = new.pop(0)
-                frame.image, frame.latent = None, latent
-        return torch.stack([frame.latent for frame in kept if frame.latent is not None])
+        size = 1 if self.look.captured else max(1, len(new))
+        for first in range(0, len(new), size):
+            group = new[first : first + size]
+            seen = self.look.call(torch.stack([frame.image for frame in group if frame.image is not None]))
+            for frame, *parts in zip(group, *seen, strict=True):
+                frame.image, frame.seen = None, tuple(parts)
+        _, pooled, joints = zip(*(frame.seen for frame in kept), strict=True)
+        return kept[-1].seen[0], torch.stack(pooled), torch.stack(joints)
 
 
 class Clip(Sight):
@@ -82,20 +86,22 @@ class Clip(Sight):
     def take(self, image: Tensor) -> Tensor:
         return image
 
-    def latents(self, stamps_ns: Sequence[int], kept: Sequence[Tensor]) -> Tensor:
-        return self.look.call(torch.stack(list(kept)))[0]
+    def window(self, stamps_ns: Sequence[int], kept: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        latents, pooled, joints = self.look.call(torch.stack(list(kept)))
+        return latents[-1], pooled, joints
 
 
 class _Chain:
     """A stream that has seen the tubelets of a window. stamps_ns: the frames of that window."""
 
-    def __init__(self, encoder: Encoder, latents: int) -> None:
-        self.stream = StreamingEncoder(encoder)
-        self.latents: deque[Tensor] = deque(maxlen=latents)
+    def __init__(self, net: ForecastNet) -> None:
+        self.net, self.stream = net, StreamingEncoder(net.encoder)
+        self.seen: deque[tuple[Tensor, ...]] = deque(maxlen=net.config.predictor.latents)
         self.stamps_ns: tuple[int, ...] = ()
 
     def step(self, images: Sequence[Tensor]) -> None:
-        self.latents.append(self.stream.step(torch.stack(list(images))[None])[0])
+        latents = self.stream.step(torch.stack(list(images))[None])
+        self.seen.append((latents[0], *(part[0] for part in self.net.look(latents))))
 
 
 class Stream(Sight):
@@ -117,18 +123,19 @@ class Stream(Sight):
     def take(self, image: Tensor) -> Tensor:
         return image
 
-    def latents(self, stamps_ns: Sequence[int], kept: Sequence[Tensor]) -> Tensor:
+    def window(self, stamps_ns: Sequence[int], kept: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         stamps, tubelet = tuple(stamps_ns), self.net.config.frames_per_latent
         chain = self._find(stamps) or self._find(stamps[:-tubelet])
         if chain is None:
-            chain = _Chain(self.net.encoder, self.net.config.predictor.latents)
+            chain = _Chain(self.net)
             for first in range(0, len(kept) - tubelet, tubelet):
                 chain.step(kept[first : first + tubelet])
         if chain.stamps_ns != stamps:
             chain.step(kept[-tubelet:])
             chain.stamps_ns = stamps
         self._chains = [*(c for c in self._chains if c is not chain), chain][-_CHAINS:]
-        return torch.stack(list(chain.latents))
+        latents, pooled, joints = zip(*chain.seen, strict=True)
+        return latents[-1], torch.stack(pooled), torch.stack(joints)
 
     def _find(self, stamps: tuple[int, ...]) -> _Chain | None:
         """The stream whose newest frames are these."""

@@ -15,15 +15,18 @@ from .model import ForecastNet
 
 
 class Look(nn.Module):
-    """Images uint8 [k, S, S, 3] to latents, each alone [k, n, D] or, as a clip, [k / tubelet, n, D]."""
+    """Images uint8 [k, S, S, 3] to latents [k, n, D], each alone, or, as a clip, [k / tubelet, n, D]; and what is in
+    them, see `ForecastNet.look`.
+    """
 
     def __init__(self, net: ForecastNet) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, images: Tensor) -> tuple[Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         encoder = self.net.encoder
-        return (encoder(images[None])[0] if self.net.config.clip else encoder.frames(images),)
+        latents = encoder(images[None])[0] if self.net.config.clip else encoder.frames(images)
+        return (latents, *self.net.look(latents))
 
 
 class Foresee(nn.Module):
@@ -35,28 +38,29 @@ class Foresee(nn.Module):
 
     def forward(
         self,
-        latents: Tensor,
+        now: Tensor,
+        pooled: Tensor,
+        seen: Tensor,
         anchor: Tensor,
         expected: Tensor,
         pyramid: Tensor | None = None,
         present: Tensor | None = None,
         weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """latents [k, n, D], the last is now; anchor [J, 3], observed joints now, NaN where the image has to do;
-        expected [p^2, D], what had been predicted for the tubelet just completed, or NaN; pyramid [1, L, 2, D_vlm],
-        present bool [1, 2], weight [1].
+        """now [n, D], the newest latent; pooled [k, p^2, D] and joints [k, J, 3] of all, now included; anchor [J, 3],
+        observed joints now, NaN where the image has to do; expected [p^2, D], what had been predicted for the tubelet
+        just completed, or NaN; pyramid [1, L, 2, D_vlm], present bool [1, 2], weight [1].
 
         Returns float32 numbers (see `Numbers`) and the predicted latent, float32 [p^2, D], of the tubelet that follows.
         """
         net = self.net
-        pooled, seen = net.predictor.pool(latents), net.pose(latents.float())
         observed = anchor.isfinite().all(-1)
         off = torch.where(observed[:, None], anchor, seen[-1]) - seen[-1]
         poses = seen + off  # what the estimate is off by now, it is taken to be off by all along
         payload = None
         if pyramid is not None and present is not None and weight is not None:
             payload = Payload.pooled(pyramid, present, weight)
-        displacement, log_sigma, future = net.forecast(pooled[None, :-1], latents[-1:], poses[None], payload)
+        displacement, log_sigma, future = net.forecast(pooled[None, :-1], now[None], poses[None], payload)
         came = pooled[-net.config.latents_per_tubelet :].float().mean(0)
         surprise = (came - expected).abs().mean()
         sigma = net.sigma(log_sigma[0], observed)
