@@ -283,22 +283,28 @@ def test_prepared_weights_never_go_stale() -> None:
 
 
 def test_a_copy_that_is_averaged_into_prepares_its_own_weights() -> None:
-    student, images = small(), video(1, 64, 64)
+    student, other, images = small(), small(1), video(1, 64, 64)
     for _ in range(3):
         with torch.no_grad():
             student.patch_embed.weight.add_(0.01)
+            student.patch_embed.bias.add_(0.01)
     student.frames(images)
-    for changes in range(student.patch_embed.weight._version + 3):  # one of these is as many as the original has seen
-        teacher = copy.deepcopy(student)
-        with torch.no_grad():
-            for _ in range(changes):
-                for mine, theirs in zip(teacher.parameters(), small(1).parameters(), strict=True):
-                    mine.lerp_(theirs, 0.5)
-        assert torch.equal(teacher.frames(images), fresh(teacher).frames(images))
     stored = io.BytesIO()
     torch.save(student, stored)
-    stored.seek(0)
-    assert torch.equal(torch.load(stored, weights_only=False).frames(images), student.frames(images))
+
+    def loaded() -> Encoder:
+        stored.seek(0)
+        return torch.load(stored, weights_only=False)
+
+    for copied in (lambda: copy.deepcopy(student), loaded):
+        assert torch.equal(copied().frames(images), student.frames(images))
+        for changes in range(student.patch_embed.weight._version + 3):  # one is as many as the original has seen
+            teacher = copied()
+            with torch.no_grad():
+                for _ in range(changes):
+                    teacher.patch_embed.weight.lerp_(other.patch_embed.weight, 0.5)
+                    teacher.patch_embed.bias.lerp_(other.patch_embed.bias, 0.5)
+            assert torch.equal(teacher.frames(images), fresh(teacher).frames(images))
 
 
 def test_gradients_are_those_of_the_embedding_before_folding() -> None:
