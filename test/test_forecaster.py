@@ -1,6 +1,7 @@
 """The Forecaster: a forecast is a function of its window and of the guidance in force, and of nothing else."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -8,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jepa_kit import config, fill, forecaster, guidance, images, small_net
+from jepa_kit import JOINTS, config, fill, forecaster, guidance, images, small_net
 
-from thinkjepa_ros.jepa import model, precision
+from thinkjepa_ros.jepa import model, precision, sizes
 from thinkjepa_ros.jepa.forecaster import ForecastError, GuidanceError
-from thinkjepa_ros.values import Camera, Frame
+from thinkjepa_ros.values import Camera, Frame, Guidance
 
 CLIP = config({"tubelet": 2, "attention": "full", "rope": "tiled"}, {"context_steps": 2}, clip=True)
 CAUSAL_CLIP = config({"tubelet": 2, "attention": "causal"}, {"context_steps": 2}, clip=True)
@@ -319,6 +320,32 @@ def test_configurations_survive_the_manifest(made: model.ModelConfig, tmp_path) 
     loaded, manifest = model.load(tmp_path)
     assert loaded.config == made and manifest.config["clip"] is made.clip
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), loaded.state_dict().values(), strict=True))
+
+
+def test_the_full_size_has_the_published_encoder_and_a_configuration_that_is_accepted() -> None:
+    made = sizes.full(JOINTS)
+    assert model.ModelConfig.from_dict(json.loads(json.dumps(made.as_dict()))) == made
+    assert (made.frames, made.predictor.latents, made.horizon) == (32, 16, 32)
+    with torch.device("meta"):
+        net = model.ForecastNet(made)
+    assert sum(p.numel() for p in net.encoder.parameters()) == 303_885_312
+    assert net.predictor.guide is not None and len(net.predictor.blocks) == 12
+
+
+def test_the_full_size_forecasts_with_fewer_layers_and_frames() -> None:
+    made = sizes.full(JOINTS)
+    made = dataclasses.replace(
+        made,
+        encoder=dataclasses.replace(made.encoder, depth=1),
+        predictor=dataclasses.replace(made.predictor, depth=1, context=4, tubelets=2),
+    )
+    f = forecaster(small_net(made_as=made))
+    layers, width = f.guidance_shape or (0, 0)
+    stamps = fill(f, images(f._net, f.window))
+    plain = f.forecast()
+    f.guide(Guidance(np.ones((layers, 2, width), np.float32), tuple(range(layers)), stamps[-1], 1.0))
+    guided = f.forecast()
+    assert guided.positions.shape == (4, 5, 3) and not np.array_equal(guided.positions, plain.positions)
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from ..jepa.encoder import EncoderConfig
+from ..jepa import sizes
 from ..jepa.forecaster import Forecaster
-from ..jepa.model import ForecastNet, ModelConfig
+from ..jepa.model import ForecastNet
 from ..jepa.precision import Choice
-from ..jepa.predictor import PredictorConfig
 from ..values import Camera, Frame, Guidance
 from . import roofline
 from .roofline import Peak, Work
@@ -88,21 +88,11 @@ def vitl(layers: int | None) -> ForecastNet:
     readouts, guidance of Qwen3-VL-2B's shape.
     """
     torch.manual_seed(0)
-    size, tubelet = 256, 2
-    encoder = EncoderConfig(size, 16, 1024, layers or 24, 16, tubelet=tubelet, rope="tiled", attention="full")
-    predictor = PredictorConfig(
-        context=32,
-        tubelets=16,
-        tubelet_steps=tubelet,
-        pooled=size // 16,  # every token of the past and of the future
-        width=384,
-        depth=min(layers or 12, 12),
-        heads=6,
-        guide_layers=8,
-        guide_width=2048,
-        context_steps=tubelet,
-    )
-    focal = CAMERA.fx * size / CAMERA.height
-    camera = Camera(size, size, focal, focal, (size - 1) / 2, (size - 1) / 2)
-    joints = tuple(f"joint_{i}" for i in range(52))
-    return ForecastNet(ModelConfig(encoder, predictor, joints, camera, 0.1, clip=True, readout="attentive"))
+    config = sizes.full(tuple(f"joint_{i}" for i in range(52)))
+    if layers:
+        config = dataclasses.replace(
+            config,
+            encoder=dataclasses.replace(config.encoder, depth=layers),
+            predictor=dataclasses.replace(config.predictor, depth=min(layers, config.predictor.depth)),
+        )
+    return ForecastNet(config)

@@ -71,6 +71,10 @@ def build(
     """Tracks of all episodes, from the cache in `folder` where it is valid. `think` gives the thoughts of an episode
     ([] for none).
     """
+    if net.config.frames_per_latent != 1 or net.config.clip:
+        raise ValueError(
+            "latents are cached frame by frame; a model that sees clips or streams cannot be trained on them"
+        )
     made_by = fingerprint(net.encoder, net.pose, extra=f"{net.config} {think_id}")
     tracks = []
     for episode in track(episodes, title, transient=True):
