@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle_predictor import Oracle, Said, published_names
 
-from thinkjepa_ros.jepa import rope
+from thinkjepa_ros.jepa import layers, rope
 from thinkjepa_ros.jepa.guidance import Payload, layer_of_each_block
 from thinkjepa_ros.jepa.guided import GuidedConfig, GuidedPredictor
 from thinkjepa_ros.jepa.predictor import Predictor, PredictorConfig
@@ -374,3 +374,13 @@ def test_a_latent_of_a_clip_sits_at_the_middle_of_its_steps() -> None:
     assert net(torch.randn(1, 3, 4, 12), torch.randn(1, 16, 12)).shape == (1, 2, 4, 12)
     with pytest.raises(ValueError, match="context_steps"):
         own(context=7, context_steps=2)
+
+
+def test_long_sequences_in_pieces_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor cuts the hidden layer of long sequences, and lays their keys out anew."""
+    net = build(dataclasses.replace(SMALL, tokens=128, rows=128, columns=1), dtype=torch.float64)
+    x = torch.randn(2, 512, 10, dtype=torch.float64)
+    wanted = net(x, range(512), range(512, 1024))
+    monkeypatch.setattr(layers, "_PIECE", 1)
+    monkeypatch.setattr(layers, "_LONG", 1)
+    torch.testing.assert_close(net(x, range(512), range(512, 1024)), wanted)
