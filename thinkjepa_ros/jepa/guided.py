@@ -206,12 +206,12 @@ class GuidedPredictor(nn.Module):
         if context.shape[1] != count:
             raise ValueError(f"the context has {context.shape[1]} tokens and {count} places")
         x = self.embed(context)
-        return x if self.table is None else x + self.table[_as_rows(index)]
+        return x if self.table is None else x + self.table[_places(index, self.table.device)]
 
     def _ask(self, index: Index, batch: int, mask_token: int | None) -> Tensor:
         query = self.queries[self.config.mask_token if mask_token is None else mask_token]
         count = len(index) if isinstance(index, range) else index.shape[-1]
-        q = query if self.table is None else query + self.table[_as_rows(index)]
+        q = query if self.table is None else query + self.table[_places(index, self.table.device)]
         return q.expand(batch, count, -1)
 
     def _joined(self, x: Tensor, context: Index, targets: Index) -> tuple[rope.Rope, Tensor | None]:
@@ -267,10 +267,6 @@ def _places(index: Index, device: torch.device) -> Tensor:
     if isinstance(index, range):
         return torch.arange(index.start, index.stop, index.step, device=device)
     return index.to(device)
-
-
-def _as_rows(index: Index) -> slice | Tensor:
-    return slice(index.start, index.stop, index.step) if isinstance(index, range) else index
 
 
 def _cast(table: tuple[Tensor, ...], x: Tensor) -> rope.Rope:
