@@ -354,7 +354,9 @@ def test_tables_of_many_shapes_are_not_all_kept() -> None:
         ({"rope_grid": -1}, "encoder rope_grid is -1"),
         ({"window": True, "attention": "causal"}, "encoder window is True"),
         ({"window": 3}, "needs attention 'causal'"),
-        ({"heads": 5}, "not a multiple of heads"),
+        ({"norm_eps": float("nan")}, "encoder norm_eps is nan"),
+        ({"heads": 5}, "not a multiple of heads 5"),
+        ({"heads": 16}, "not a multiple of heads 16"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(config: dict, words: str) -> None:

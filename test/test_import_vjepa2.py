@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 
@@ -223,6 +223,8 @@ def test_what_is_no_encoder_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="--heads"):
         vjepa2.convert(Source(tmp_path / "x.pt", odd), Options())
     assert vjepa2.convert(Source(tmp_path / "x.pt", odd), Options(heads=4))[0].config["heads"] == 4
+    with pytest.raises(SourceError, match="not a multiple of heads 5"):
+        vjepa2.convert(Source(tmp_path / "x.pt", odd), Options(heads=5))
     with pytest.raises(SourceError, match="hidden_act"):
         published().save_pretrained(tmp_path / "folder")
         folder = read(tmp_path / "folder")
@@ -234,6 +236,7 @@ WHOLE = meta_names(published(hidden_size=192, num_attention_heads=3, num_hidden_
 
 
 @settings(max_examples=100, deadline=None)
+@example({}, {"num_heads": 5})
 @given(
     st.dictionaries(
         st.sampled_from(sorted(WHOLE)),

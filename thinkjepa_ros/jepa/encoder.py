@@ -58,6 +58,12 @@ class EncoderConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"encoder {name} is {value!r}, must be a whole number of at least {least}")
+        if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
+            raise ValueError(f"encoder norm_eps is {self.norm_eps!r}, must be a number between 0 and 1")
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"encoder width {self.width} is not a multiple of heads {self.heads} with an even quotient"
+            )
         if self.window and self.attention != "causal":
             raise ValueError(f"encoder window {self.window} needs attention 'causal', it is {self.attention!r}")
 
