@@ -26,6 +26,7 @@ def test_the_tables_in_the_documents_are_those_of_the_evaluation(figures: dict) 
     assert card.forecast_table(figures, "moving hand, 32 steps") in readme
     for title in figures["forecasts"]:
         assert card.forecast_table(figures, title) in model_card, title
+    assert card.sigma_table(figures) in model_card
 
 
 def test_the_figures_belong_to_the_weights_that_ship(figures: dict) -> None:
@@ -46,6 +47,17 @@ def test_the_shipped_model_does_what_is_claimed_of_it(figures: dict) -> None:
         for method, row in rows.items():
             if method.startswith(("hold", "constant velocity", "damped velocity")) or "frames" in method:
                 assert row["minus_model_m"]["low"] > 0, (title, method)
+
+
+def test_the_shipped_sigma_is_a_standard_deviation(figures: dict) -> None:
+    """Calibrated on validation episodes, it holds at every step on those of the test."""
+    manifest = checkpoints.read_manifest(MINI, model.KIND)
+    assert manifest.training["sigma_calibration"]["seeds"][1] < 2_000_000 and "sigma_scale" in manifest.config
+    lines = [line for line in figures["sigma"] if line["joints"] == "all"]
+    assert {line["pose"] for line in lines} == {"image only", "anchored"}
+    for line in lines:
+        assert 0.9 < line["rms"] < 1.1, line
+        assert line["within_1_sigma"]["mean"] > 0.68 and line["within_2_sigma"]["mean"] > 0.92, line
 
 
 def test_registry_and_checkpoints_agree() -> None:
