@@ -83,6 +83,7 @@ def test_the_curves_live_in_the_configuration_and_come_back(tmp_path) -> None:
         {"image_only": [1.0] * 6, "anchored": [1.0] * 5 + [float("nan")]},
         {"image_only": [1.0] * 6, "anchored": [1.0] * 5 + ["2"]},
         {"image_only": [1.0] * 6, "anchored": [1.0] * 6, "more": []},
+        {"image_only": [1.0] * 6, "anchored": [1.0] * 5 + [10**400]},
         [[1.0] * 6, [1.0] * 6],
         3,
     ],

@@ -7,7 +7,6 @@ A small correction across joints follows, which places the joints that are hidde
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,14 +46,18 @@ class SigmaScale:
     @staticmethod
     def from_dict(values: dict[str, Any], steps: int) -> SigmaScale:
         """Raises ValueError unless there are two curves of `steps` positive numbers."""
-        curves = {}
-        for name in ("image_only", "anchored"):
-            curve = values.get(name) if isinstance(values, dict) and len(values) == 2 else None
-            numbers = isinstance(curve, (list, tuple)) and all(type(x) in (int, float) for x in curve)
-            if not numbers or len(curve) != steps or not all(math.isfinite(x) and 1e-3 <= x <= 1e3 for x in curve):
-                raise ValueError(f"sigma_scale must have image_only and anchored, {steps} numbers in 0.001 … 1000 each")
-            curves[name] = tuple(float(x) for x in curve)
-        return SigmaScale(**curves)
+
+        def usable(curve: Any) -> bool:
+            return (
+                isinstance(curve, (list, tuple))
+                and len(curve) == steps
+                and all(type(x) in (int, float) and 1e-3 <= x <= 1e3 for x in curve)
+            )
+
+        fits = isinstance(values, dict) and values.keys() == {"image_only", "anchored"}
+        if not (fits and all(usable(curve) for curve in values.values())):
+            raise ValueError(f"sigma_scale must have image_only and anchored, {steps} numbers in 0.001 … 1000 each")
+        return SigmaScale(**{name: tuple(float(x) for x in curve) for name, curve in values.items()})
 
 
 class PoseReadout(nn.Module):
