@@ -45,6 +45,7 @@ class Oracle:
     mode: str = "film"
     published: bool = True
     mask_token: int = 1
+    eps: float = 1e-6
 
     def __call__(
         self, x: Tensor, context: Tensor, targets: Tensor, said: list[Said | None], layers: list[int | None]
@@ -63,7 +64,7 @@ class Oracle:
             if said is not None and said.anything:
                 h = self._guided(i, h, said, layers[i])
             h = self._block(f"rollout_layers.{i}.", h, places, allowed)
-        h = self._norm(h, "rollout_norm", 1e-6)
+        h = self._norm(h, "rollout_norm", self.eps)
         return self._linear(h[len(context) :], "output_adapter")
 
     def _allowed(self, places: Tensor, contexts: int) -> Tensor:
@@ -79,13 +80,13 @@ class Oracle:
         return mask
 
     def _block(self, name: str, h: Tensor, places: Tensor, allowed: Tensor) -> Tensor:
-        q, k, v = self._linear(self._norm(h, f"{name}norm1", 1e-6), f"{name}attn.qkv").chunk(3, -1)
+        q, k, v = self._linear(self._norm(h, f"{name}norm1", self.eps), f"{name}attn.qkv").chunk(3, -1)
         seen = []
         for qh, kh, vh in zip(*(t.chunk(self.heads, -1) for t in (q, k, v)), strict=True):
             scores = self._rotated(qh, places) @ self._rotated(kh, places).T / qh.shape[1] ** 0.5
             seen.append(scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ vh)
         h = h + self._linear(torch.cat(seen, -1), f"{name}attn.proj")
-        inner = torch.nn.functional.gelu(self._linear(self._norm(h, f"{name}norm2", 1e-6), f"{name}mlp.fc1"))
+        inner = torch.nn.functional.gelu(self._linear(self._norm(h, f"{name}norm2", self.eps), f"{name}mlp.fc1"))
         return h + self._linear(inner, f"{name}mlp.fc2")
 
     def _rotated(self, x: Tensor, places: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def oracle(net: GuidedPredictor) -> Oracle:
     c = net.config
     w = {k: v.double() for k, v in published_names(net.state_dict(), c.heads, c.depth).items()}
     return Oracle(w, c.depth, c.heads, c.tokens, c.rows, c.columns, c.attention, c.positions, c.guide_mode,
-                  c.published, c.mask_token)  # fmt: skip
+                  c.published, c.mask_token, c.norm_eps)  # fmt: skip
 
 
 def payload(batch: int, layers: int = 3, widths: tuple[int, int] = (7, 9), seed: int = 1, **changes: Any) -> Payload:
@@ -89,6 +89,7 @@ def situations(draw: st.DrawFn) -> tuple[GuidedConfig, int, int, dict[str, bool]
         places=64 if positions == "table" else 0, tokens=rows * columns, rows=rows, columns=columns,
         attention=draw(st.sampled_from(("full", "causal", "two_stream"))), guide_map=which,
         guide_mode=draw(st.sampled_from(MODES)), published=draw(st.booleans()),
+        norm_eps=draw(st.sampled_from((1e-6, 1e-2))),
     )  # fmt: skip
     missing = {name: draw(st.integers(0, 3)) == 0 for name in ("prompt", "generated", "prompt_mask", "weight")}
     return config, draw(st.integers(1, 3)), layers, missing
@@ -285,6 +286,7 @@ def test_the_published_sizes_have_the_published_number_of_parameters(changes: di
         ({"guide_widths": (4, 0)}, "guide_widths"),
         ({"guide_map": (0, 1)}, "guide_map"),
         ({"guide_map": "most"}, "layer map"),
+        ({"norm_eps": 0}, "norm_eps"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(changes: dict[str, Any], words: str) -> None:

@@ -79,8 +79,8 @@ def test_the_vectors_of_the_original_are_met_guided_and_unguided(shared: Path) -
     said = Payload(*(v[name].expand(2, *v[name].shape) for name in ("old", "new", "old_mask", "new_mask")))
     half = v["ctx"].shape[1]
     for context, targets in ((v["ctx"], v["tgt"]), (range(half), range(half, 2 * half))):
-        torch.testing.assert_close(net(v["x"], context, targets), v["y_unguided"], atol=1e-5, rtol=0)
-        torch.testing.assert_close(net(v["x"], context, targets, said), v["y_guided"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(net(v["x"], context, targets), v["y_unguided"], atol=1e-6, rtol=0)
+        torch.testing.assert_close(net(v["x"], context, targets, said), v["y_guided"], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("layout", ["v1", "v2", "grid"])
@@ -187,6 +187,19 @@ def test_metas_file_gives_a_mask_predictor_with_twelve_heads_on_a_square_grid(tm
     (tmp_path / "vitl.pt").rename(tmp_path / "vitg-384.pt")
     larger = imported(read(tmp_path / "vitg-384.pt")).config
     assert (larger.tokens, larger.rows, larger.columns) == (576, 24, 24)
+
+
+def test_the_epsilon_of_the_layer_norms_is_that_of_what_made_the_file() -> None:
+    net = build()
+    for told, eps in (
+        ({}, 1e-6),  # a run
+        ({"predictor_embed_dim": "24"}, 1e-5),  # arguments of the class, which leaves torch's default
+        ({"predictor_embed_dim": "24", "norm_layer": "functools.partial(<class 'LayerNorm'>, eps=1e-06)"}, 1e-6),
+        ({"layer_norm_eps": "1e-4"}, 1e-4),
+    ):
+        got = imported(source(names(net), metadata={**told, "img_size": "(32, 32)"}), heads=2)
+        assert got.config.norm_eps == eps
+        assert {b.norm1.eps for b in got.blocks} == {eps} and got.norm.eps == eps  # type: ignore[union-attr]
 
 
 def test_an_official_predictor_trained_by_thinkjepa_has_its_heads_and_layout() -> None:

@@ -59,6 +59,7 @@ class GuidedConfig:
     guide_map: LayerMap = "spread"
     guide_hidden: int = 512
     published: bool = False  #: guidance as published: an MLP per block, AdaLN that normalises the stream
+    norm_eps: float = EPS  #: of the layer norms, those of the guidance apart
 
     def __post_init__(self) -> None:
         for name, known in (("attention", Attention), ("positions", Positions), ("guide_mode", Mode)):
@@ -71,6 +72,8 @@ class GuidedConfig:
                 raise ValueError(f"guided predictor {name} is {value!r}, must be a whole number of at least 1")
         if not 0 <= self.mask_token < self.mask_tokens:
             raise ValueError(f"guided predictor mask_token {self.mask_token} is not among {self.mask_tokens}")
+        if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
+            raise ValueError(f"guided predictor norm_eps is {self.norm_eps!r}, must be a number between 0 and 1")
         if (self.positions == "table") != (self.places > 0):
             raise ValueError(f"guided predictor places is {self.places} with positions {self.positions!r}")
         for name in ("guide_widths", "guide_map"):
@@ -106,8 +109,11 @@ class GuidedPredictor(nn.Module):
         self.queries = nn.Parameter(torch.zeros(config.mask_tokens, config.width))
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         initialise(self.blocks)
-        self.norm = nn.LayerNorm(config.width, eps=EPS)
+        self.norm = nn.LayerNorm(config.width)
         self.out = nn.Linear(config.width, config.latent_width)
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = config.norm_eps
         self.guide = _guide(config) if config.guided else None
         self.table = None
         if config.positions == "table":
