@@ -1,15 +1,11 @@
-"""Streaming a causal encoder: the numbers of the full pass, for ever, and one chain per phase of the camera."""
+"""Streaming a causal encoder: the numbers of the full pass, for ever."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from thinkjepa_ros.jepa.encoder import Encoder, EncoderConfig
-from thinkjepa_ros.jepa.streaming import PhaseStreams, StreamingEncoder
-
-STEP = 100_000_000  # ns
+from thinkjepa_ros.jepa.streaming import StreamingEncoder
 
 
 def causal(**config: object) -> Encoder:
@@ -134,8 +130,6 @@ def test_what_a_latent_depends_on_ends_where_the_window_says() -> None:
 def test_encoders_that_cannot_be_streamed_are_refused(config: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         StreamingEncoder(causal(**config))
-    with pytest.raises(ValueError, match=words):
-        PhaseStreams(causal(**config), STEP)
 
 
 def test_a_step_takes_one_tubelet_of_the_size_of_the_first() -> None:
@@ -149,87 +143,3 @@ def test_a_step_takes_one_tubelet_of_the_size_of_the_first() -> None:
         stream.step(video(1, batch=2))
     stream.step(video(1, seed=5))
     assert stream.steps == 2 and first.shape == (1, 6, 24)  # what was refused did not count
-
-
-# --- phases ---
-
-
-def test_each_phase_of_a_fast_camera_is_a_chain_of_its_own() -> None:
-    """30 Hz on a grid of 0.1 s, stamps off by up to 3 ms: every frame continues the one three frames before."""
-    encoder, clip = causal(), video(21)
-    streams = PhaseStreams(encoder, STEP)
-    jitter = [0, 3, -2, 1, -3, 2, 0] * 3
-    got = []
-    for i, off in enumerate(jitter):
-        got.append(streams.step(round(i * STEP / 3) + off * 1_000_000, clip[:, i : i + 1]))
-        assert len(streams) == min(i + 1, 3)
-    for phase in range(3):
-        with torch.inference_mode():
-            wanted = encoder(clip[:, phase::3])
-        torch.testing.assert_close(torch.stack(got[phase::3], 1), wanted, atol=1e-5, rtol=0)
-
-
-def test_a_missed_frame_ends_its_chain_only() -> None:
-    encoder, clip = causal(), video(12)
-    streams = PhaseStreams(encoder, STEP)
-    lone = StreamingEncoder(encoder).step(clip[:, 7:8])
-    for i in range(12):
-        if i == 4:
-            continue
-        got = streams.step(round(i * STEP / 3), clip[:, i : i + 1])
-        if i == 7:
-            assert torch.equal(got, lone)  # its predecessor, frame 4, is missing: it begins anew
-        if i == 8:
-            torch.testing.assert_close(got, encoder(clip[:, [2, 5, 8]])[:, -1], atol=1e-5, rtol=0)
-    assert len(streams) == 3
-
-
-def test_of_two_chains_that_could_go_on_the_nearer_one_does() -> None:
-    encoder, clip = causal(), video(3)
-    streams = PhaseStreams(encoder, STEP)
-    for stamp_ms, i in ((0, 0), (20, 1), (112, 2)):  # 12 ms late for the first, 8 ms early for the second
-        got = streams.step(stamp_ms * 1_000_000, clip[:, i : i + 1])
-    with torch.inference_mode():
-        torch.testing.assert_close(got, encoder(clip[:, 1:])[:, -1], atol=1e-5, rtol=0)
-
-
-def test_a_jump_of_time_resets_and_the_same_stamp_does_not() -> None:
-    encoder, clip = causal(), video(4)
-    streams = PhaseStreams(encoder, STEP)
-    alone = [StreamingEncoder(encoder).step(clip[:, i : i + 1]) for i in range(4)]
-    for i in range(3):
-        last = streams.step(10 * STEP + i * STEP, clip[:, i : i + 1])
-    assert not torch.equal(last, alone[2])
-    assert torch.equal(streams.step(12 * STEP, clip[:, 3:]), last)
-    assert torch.equal(streams.step(11 * STEP, clip[:, 3:]), alone[3]) and len(streams) == 1  # backwards
-    assert torch.equal(streams.step(90 * STEP, clip[:, 2:3]), alone[2]) and len(streams) == 1  # a gap
-    streams.reset()
-    assert len(streams) == 0
-    assert torch.equal(streams.step(91 * STEP, clip[:, 1:2]), alone[1])
-
-
-def test_phases_beyond_the_limit_are_left_out_and_starve_nobody() -> None:
-    encoder, clip = causal(), video(24)
-    streams = PhaseStreams(encoder, STEP, chains=2)
-    got = [streams.step(round(i * STEP / 4), clip[:, i : i + 1]) for i in range(24)]
-    assert [x is None for x in got] == [False, False, True, True] * 6
-    with torch.inference_mode():
-        torch.testing.assert_close(torch.stack(got[::4], 1), encoder(clip[:, ::4]), atol=1e-5, rtol=0)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(-(10**9), 10**9), max_size=40))
-def test_whatever_stamps_come_chains_are_bounded_and_a_step_apart(deltas: list[int]) -> None:
-    streams = PhaseStreams(causal(depth=1, width=12), STEP, chains=3)
-    image, now = video(1), 0
-    for delta in deltas:
-        now += delta
-        streams.step(now, image)
-        assert len(streams) <= 3
-        assert all(now - STEP * 9 // 8 <= chain.stamp_ns <= now for chain in streams._chains)
-
-
-def test_settings_that_make_no_sense_are_refused() -> None:
-    for step, tolerance, chains in ((0, None, 3), (STEP, STEP, 3), (STEP, -1, 3), (STEP, None, 0)):
-        with pytest.raises(ValueError, match="make no sense"):
-            PhaseStreams(causal(), step, tolerance, chains)

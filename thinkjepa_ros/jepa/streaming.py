@@ -7,8 +7,6 @@ window, and since interleaved rotary positions are relative, the count of tubele
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -90,67 +88,3 @@ class StreamingEncoder:
             self._ahead = cos.to(space[0]), sin.to(space[1])
         # every dimension turns by time or by space and has angle 0 in the other: cos 1 and sin 0, exactly
         return space[0] * self._ahead[0][at], space[1] + self._ahead[1][at]
-
-
-@dataclass(eq=False)
-class _Chain:
-    stream: StreamingEncoder
-    stamp_ns: int
-    latents: Tensor
-
-
-class PhaseStreams:
-    """A camera faster than the model's time grid: one stream per phase, each a chain of tubelets one grid step apart.
-
-    A 30 Hz camera on a grid of 0.1 s has three phases. A tubelet joins the chain whose newest one lies a step earlier;
-    otherwise it opens a chain. A chain that a frame was missed of is dropped, and when time runs backwards, all are.
-    """
-
-    def __init__(self, encoder: Encoder, step_ns: int, tolerance_ns: int | None = None, chains: int = 8):
-        """step_ns: time from tubelet to tubelet. tolerance_ns: how far a stamp may be off it, by default an eighth.
-        chains: at most so many; frames of further phases are left out.
-        """
-        self._tolerance_ns = step_ns // 8 if tolerance_ns is None else tolerance_ns
-        if step_ns <= 0 or not 0 <= self._tolerance_ns < step_ns or chains < 1:
-            raise ValueError(
-                f"step {step_ns} ns, tolerance {self._tolerance_ns} ns and {chains} chains make no sense; the step "
-                "must be positive, the tolerance smaller than it, and there must be a chain"
-            )
-        self._encoder, self._step_ns, self._limit = encoder, step_ns, chains
-        self._chains: list[_Chain] = []
-        StreamingEncoder(encoder)  # raises here if the encoder cannot be streamed
-        self._newest_ns: int | None = None
-
-    def __len__(self) -> int:
-        """Chains that can be continued."""
-        return len(self._chains)
-
-    def reset(self) -> None:
-        """Drop every chain."""
-        self._chains, self._newest_ns = [], None
-
-    def step(self, stamp_ns: int, images: Tensor) -> Tensor | None:
-        """Latents [B, n, width] of the tubelet whose newest frame has this stamp; None if no chain is free for it.
-
-        The same stamp again gives the same latents. Raises ValueError as `StreamingEncoder.step`.
-        """
-        if self._newest_ns is not None and stamp_ns < self._newest_ns:
-            self.reset()
-        self._newest_ns = stamp_ns
-        for chain in self._chains:
-            if chain.stamp_ns == stamp_ns:
-                return chain.latents
-        due = lambda chain: stamp_ns - chain.stamp_ns - self._step_ns  # noqa: E731  positive: late
-        self._chains = [chain for chain in self._chains if due(chain) <= self._tolerance_ns]
-        ready = [chain for chain in self._chains if due(chain) >= -self._tolerance_ns]
-        if ready:
-            chain = min(ready, key=lambda chain: abs(due(chain)))
-            chain.latents = chain.stream.step(images)
-            chain.stamp_ns = stamp_ns
-            return chain.latents
-        if len(self._chains) >= self._limit:
-            return None
-        stream = StreamingEncoder(self._encoder)
-        latents = stream.step(images)
-        self._chains.append(_Chain(stream, stamp_ns, latents))
-        return latents
