@@ -71,7 +71,9 @@ def steps(
             )
     drive.forecaster.warm_up()  # from here on captured, where the device can
     drive(window, False)
-    return Group(f"{title}: {drive.forecaster.words}", choice.dtype, variants, peak, device, targets=targets)
+    for variant in variants:
+        variant.note = f"{variant.note}; {drive.forecaster.words}" if variant.note else ""
+    return Group(f"whole steps, {title}", choice.dtype, variants, peak, device, targets=targets)
 
 
 def mini_targets(net: ForecastNet, device: torch.device, dtype: torch.dtype) -> list[Target]:
