@@ -50,7 +50,7 @@ def test_guidance_of_weight_zero_is_bit_identical_to_none_in_the_static_step(mad
         (torch.zeros_like(states), ~there, torch.zeros(1)),
         (torch.full_like(states, float("nan")), ~there, torch.zeros(1)),
     ):
-        for a, b in zip(plain, step(*window, anchor, expected, *payload), strict=True):
+        for a, b in zip(plain, step(*window, anchor, expected, *step.ready(*payload)), strict=True):
             assert torch.equal(a.nan_to_num(), b.nan_to_num())
     numbers = Numbers.of(plain[0], net.config.horizon, 5)
     assert numbers.positions.shape == (6, 5, 3) and numbers.seen.shape == (p.latents, 5, 3)
@@ -70,7 +70,8 @@ def test_a_step_never_asks_the_device_back() -> None:
             assert pooled.shape == (k, p.pooled**2, e.width)
             window = latents[-1], pooled.expand(p.latents, -1, -1), joints.expand(p.latents, -1, -1)
             payload = (torch.zeros(1, 3, 2, 20), torch.zeros(1, 2, dtype=torch.bool), torch.zeros(1))
-            flat, _ = Foresee(net)(*window, torch.zeros(5, 3), torch.zeros(p.pooled**2, e.width), *payload)
+            step = Foresee(net)
+            flat, _ = step(*window, torch.zeros(5, 3), torch.zeros(p.pooled**2, e.width), *step.ready(*payload))
             assert flat.shape == (6 * 5 * 4 + 15 + p.latents * 15 + 1,)
 
 

@@ -353,7 +353,7 @@ def test_own_predictor_equals_one_masked_attention_over_all_tokens() -> None:
     p = own(guide_layers=0)
     past, now = torch.randn(1, 2, 4, 12), torch.randn(1, 16, 12)
     x = torch.cat((p.embed(torch.cat((past.flatten(1, 2), now), 1)), p.query.expand(1, 8, -1)), 1)
-    cos, sin = torch.cat((p.context_cos, p.query_cos)), torch.cat((p.context_sin, p.query_sin))
+    cos, sin = p.cos, p.sin
     mask = torch.ones(32, 32, dtype=torch.bool)
     mask[:24, 24:] = False
     for b in p.blocks:
@@ -372,7 +372,7 @@ def test_a_latent_of_a_clip_sits_at_the_middle_of_its_steps() -> None:
     assert net.config.latents == 4
     middle = rope.table(rope.grid(torch.tensor([-6.5, -4.5, -2.5]), 2, 2, 2, 2), 12)[0]
     newest = rope.table(rope.grid(torch.tensor([-0.5]), 4, 4), 12)[0]
-    assert torch.equal(net.context_cos, torch.cat((middle, newest)))
+    assert torch.equal(net.cos[: 3 * 4 + 16], torch.cat((middle, newest)))
     assert net(torch.randn(1, 3, 4, 12), torch.randn(1, 16, 12)).shape == (1, 2, 4, 12)
     with pytest.raises(ValueError, match="context_steps"):
         own(context=7, context_steps=2)

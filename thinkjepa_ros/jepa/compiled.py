@@ -62,7 +62,8 @@ def prepare(function: Function, inputs: Sequence[Tensor], compile: bool = False)
     with torch.inference_mode():
         if compile:
             try:
-                compiled = torch.compile(function, dynamic=False, fullgraph=True)
+                # frozen: weights become constants of the compiled code, laid out as the processor likes them
+                compiled = torch.compile(function, dynamic=False, fullgraph=True, options={"freezing": True})
                 compiled(*inputs)
                 function = compiled
                 words.append("compiled")

@@ -64,13 +64,15 @@ class Forecaster:
         self._net = net.to(self._device).eval().requires_grad_(False).compute_in(self.choice.dtype)
         self._compile = compile
         self._sight = sight_of(self._net)
-        self._foresee = Prepared(Foresee(self._net), "eager")
+        self._step = Foresee(self._net)
+        self._foresee = Prepared(self._step, "eager")
         self._frames: OrderedDict[int, _Kept] = OrderedDict()
         self._estimates: dict[int, np.ndarray] = {}  # stamp -> joints [J, 3], of the newest window
         # stamp -> predicted latent of the tubelet that follows
         self._expected: OrderedDict[int, Tensor] = OrderedDict()
         self._guidance: Guidance | None = None
         self._states: tuple[Tensor, ...] = ()  # of the guidance, on the device
+        self._ready: tuple[float, tuple[Tensor, ...]] = (0.0, ())  # a weight, and the guidance prepared for it
         width, p = config.encoder.width, config.predictor
         self._no_anchor = self._nan(len(config.joint_names), 3)
         self._no_expectation = self._nan(p.pooled**2, width)
@@ -78,7 +80,8 @@ class Forecaster:
         if p.guide_layers:
             states = torch.zeros(1, p.guide_layers, 2, p.guide_width, dtype=self.choice.dtype, device=self._device)
             nobody = torch.zeros(1, 2, dtype=torch.bool, device=self._device)
-            self._no_guidance = (states, nobody, states[:, 0, 0, 0])
+            with torch.inference_mode():
+                self._no_guidance = self._step.ready(states, nobody, states[:, 0, 0, 0])
         self._remember = max(remember, config.frames)
         self._views: dict[Camera | None, CanonicalView] = {}
         self.step_ns = round(config.step_s * 1e9)
@@ -127,7 +130,7 @@ class Forecaster:
         """
         self.reset()
         self._sight.prepare(self._device, self._compile)
-        self._foresee = prepare(Foresee(self._net), self._blank(), self._compile)
+        self._foresee = prepare(self._step, self._blank(), self._compile)
         size = self.camera.width
         stamps = [i * self.step_ns for i in range(self.window)]
         for stamp in stamps:
@@ -213,11 +216,12 @@ class Forecaster:
         if guidance is self._guidance:
             return
         if guidance is None:
-            self._guidance, self._states = None, ()
+            self._guidance, self._states, self._ready = None, (), (0.0, ())
             return
         self.check_guidance(guidance)
         pyramid = torch.from_numpy(np.asarray(guidance.pyramid, np.float32)[None]).to(self._device, self.choice.dtype)
         self._guidance, self._states = guidance, (pyramid, torch.tensor([guidance.present], device=self._device))
+        self._ready = (0.0, ())
 
     def reset(self) -> None:
         """Drop frames, expectations and guidance, as after a clock jump."""
@@ -249,7 +253,7 @@ class Forecaster:
                 *self._sight.window(stamps, [frame.seen for frame in kept]),
                 self._no_anchor if anchor is None else self._observed(anchor),
                 self._expectation(stamps),
-                *self._payload(weight),
+                *self._signals(weight),
             )
             numbers = Numbers.of(flat.cpu(), self.horizon, len(self.joint_names))
         if not (numbers.positions.isfinite().all() and numbers.sigma.isfinite().all()):
@@ -292,11 +296,14 @@ class Forecaster:
             )
         return self._to_device(anchor.copy())
 
-    def _payload(self, weight: float) -> tuple[Tensor, ...]:
-        """Guidance for `Foresee`; nothing where a weight of zero need not be computed."""
-        if weight > 0.0:
-            return (*self._states, torch.tensor([weight], dtype=self.choice.dtype).to(self._device))
-        return self._no_guidance if self._foresee.captured else ()
+    def _signals(self, weight: float) -> tuple[Tensor, ...]:
+        """Guidance for `Foresee`, prepared once as long as its weight stays; nothing where zero need not be computed."""
+        if weight == 0.0:
+            return self._no_guidance if self._foresee.captured else ()
+        if weight != self._ready[0]:
+            amount = torch.tensor([weight], dtype=self.choice.dtype).to(self._device)
+            self._ready = (weight, self._step.ready(*self._states, amount))
+        return self._ready[1]
 
     def _expectation(self, stamps: Sequence[int]) -> Tensor:
         """What was predicted for the tubelet just completed when it began, or NaN."""

@@ -57,6 +57,12 @@ class Payload(NamedTuple):
         return self.prompt is None and self.generated is None
 
 
+class Ready(NamedTuple):
+    """A payload that the predictor's guide has prepared: the same for every forecast while the guidance is."""
+
+    signals: list[Any]
+
+
 def spread(block: int, blocks: int, layers: int) -> int:
     """Which of `layers` exported decoder layers guides `block`: first to first, last to last, evenly between."""
     return round(block * (layers - 1) / (blocks - 1)) if blocks > 1 else layers - 1
@@ -163,6 +169,14 @@ class Guide(nn.Module):
     def inject(self, block: int, x: Tensor, signal: Any) -> Tensor:
         """The stream [B, n, width] before `block`, guided by what `prepare` gave for that block."""
         raise NotImplementedError
+
+    def pack(self, signals: list[Any]) -> tuple[Tensor, ...]:
+        """What `prepare` gave for a payload of pooled states, as tensors in a row; a captured step takes no others."""
+        return tuple(signals)
+
+    def unpack(self, packed: Sequence[Tensor]) -> list[Any]:
+        """The reverse of `pack`."""
+        return list(packed)
 
     def _summaries(self, payload: Payload) -> tuple[Tensor, Tensor]:
         """[blocks, B, 4 width]: prompt, generated, |difference|, product of the mean states; and the factors."""
@@ -330,6 +344,12 @@ class Cross(Guide):
             (reader.memory(tokens), mask, amount)  # type: ignore[operator]
             for reader, (tokens, mask), amount in zip(self.readers, chosen, factor, strict=True)
         ]
+
+    def pack(self, signals: list[Any]) -> tuple[Tensor, ...]:
+        return tuple(part for signal in signals for part in signal)  # pooled states always have a mask
+
+    def unpack(self, packed: Sequence[Tensor]) -> list[Any]:
+        return list(zip(packed[0::3], packed[1::3], packed[2::3], strict=True))
 
     def inject(self, block: int, x: Tensor, signal: tuple[Tensor, Tensor | None, Tensor]) -> Tensor:
         memory, mask, amount = signal

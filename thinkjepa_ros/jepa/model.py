@@ -15,7 +15,7 @@ from ..checkpoints import Manifest
 from ..values import Camera
 from .attentive import AttentiveMotion, AttentivePose
 from .encoder import Encoder, EncoderConfig
-from .guidance import Payload
+from .guidance import Payload, Ready
 from .predictor import Predictor, PredictorConfig
 from .readout import MotionReadout, PoseReadout, SigmaScale
 
@@ -186,7 +186,7 @@ class ForecastNet(nn.Module):
         return self.predictor.pool(latents), self.pose(latents.float())
 
     def forecast(
-        self, past: Tensor, now: Tensor, poses: Tensor, payload: Payload | None = None
+        self, past: Tensor, now: Tensor, poses: Tensor, payload: Payload | Ready | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Pooled past latents [B, latents-1, p^2, D], newest latent [B, n, D], poses [B, latents, J, 3] (the last one
         is now or the anchor).

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import rope
 from .encoder import pool
-from .guidance import Cross, Film, Guide, LayerMap, Mode, Payload, layer_of_each_block
+from .guidance import Cross, Film, Guide, LayerMap, Mode, Payload, Ready, layer_of_each_block
 from .layers import EPS, Block, initialise
 
 
@@ -58,10 +58,8 @@ class PredictorConfig:
 class Predictor(nn.Module):
     """Latents of the context -> future latents [B, tubelets, pooled * pooled, D]."""
 
-    context_cos: Tensor
-    context_sin: Tensor
-    query_cos: Tensor
-    query_sin: Tensor
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, config: PredictorConfig, grid: int, latent_width: int):
         super().__init__()
@@ -88,15 +86,15 @@ class Predictor(nn.Module):
         now = rope.grid(times[-1:], grid, grid)
         middle = torch.arange(config.tubelets) * config.tubelet_steps + (config.tubelet_steps + 1) / 2
         head_dim = config.width // config.heads
-        for name, positions in (("context", torch.cat((past, now))), ("query", rope.grid(middle, p, p, step, step))):
-            for part, values in zip(("cos", "sin"), rope.table(positions, head_dim), strict=True):
-                self.register_buffer(f"{name}_{part}", values, persistent=False)
+        cos, sin = rope.table(torch.cat((past, now, rope.grid(middle, p, p, step, step))), head_dim)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     def forward(
         self,
         past: Tensor,
         now: Tensor,
-        payload: Payload | None = None,
+        payload: Payload | Ready | None = None,
     ) -> Tensor:
         """past: pooled latents of the older tubelets [B, latents - 1, pooled^2, D]; now: full latent of the newest
         [B, n, D].
@@ -104,21 +102,27 @@ class Predictor(nn.Module):
         payload: guidance per row; rows of weight 0 are unguided.
         """
         batch, config = now.shape[0], self.config
-        signals = None
-        if payload is not None and not payload.empty:
-            if self.guide is None:
-                raise ValueError("this predictor was built without guidance")
-            signals = self.guide.prepare(payload)
-        x = self.embed(torch.cat((past.flatten(1, 2), now), 1))
-        q = self.query.expand(batch, config.tubelets * config.pooled**2, -1)
+        if isinstance(payload, Payload):
+            payload = self.ready(payload)
+        signals = None if payload is None else payload.signals
+        context = self.embed(torch.cat((past.flatten(1, 2), now), 1))
+        asked = self.query.expand(batch, config.tubelets * config.pooled**2, -1)
+        n = context.shape[1]
+        x = torch.cat((context, asked), 1)
         for i, block in enumerate(self.blocks):
             if signals is not None and self.guide is not None:
-                x, q = self.guide.inject(i, x, signals[i]), self.guide.inject(i, q, signals[i])
+                x = self.guide.inject(i, x, signals[i])
             # nobody reads the context after the last block but through its keys and values
-            finish = 0 if i + 1 < config.depth else x.shape[1]
-            x, memory = block(x, (self.context_cos, self.context_sin), only_from=finish)
-            q, _ = block(q, (self.query_cos, self.query_sin), memory)
-        return self.out(self.norm(q)).view(batch, config.tubelets, config.pooled**2, self.latent_width)
+            x, _ = block(x, (self.cos, self.sin), context=n, only_from=0 if i + 1 < config.depth else n)
+        return self.out(self.norm(x)).view(batch, config.tubelets, config.pooled**2, self.latent_width)
+
+    def ready(self, payload: Payload) -> Ready | None:
+        """The payload prepared; None if there is nothing in it. Raises ValueError without a guide."""
+        if payload.empty:
+            return None
+        if self.guide is None:
+            raise ValueError("this predictor was built without guidance")
+        return Ready(self.guide.prepare(payload))
 
     @property
     def guide(self) -> Guide | None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .guidance import Payload
+from .guidance import Payload, Ready
 from .model import ForecastNet
 
 
@@ -43,13 +43,11 @@ class Foresee(nn.Module):
         seen: Tensor,
         anchor: Tensor,
         expected: Tensor,
-        pyramid: Tensor | None = None,
-        present: Tensor | None = None,
-        weight: Tensor | None = None,
+        *signals: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """now [n, D], the newest latent; pooled [k, p^2, D] and joints [k, J, 3] of all, now included; anchor [J, 3],
         observed joints now, NaN where the image has to do; expected [p^2, D], what had been predicted for the tubelet
-        just completed, or NaN; pyramid [1, L, 2, D_vlm], present bool [1, 2], weight [1].
+        just completed, or NaN; signals: guidance as `ready` gives it, or none.
 
         Returns float32 numbers (see `Numbers`) and the predicted latent, float32 [p^2, D], of the tubelet that follows.
         """
@@ -57,15 +55,19 @@ class Foresee(nn.Module):
         observed = anchor.isfinite().all(-1)
         off = torch.where(observed[:, None], anchor, seen[-1]) - seen[-1]
         poses = seen + off  # what the estimate is off by now, it is taken to be off by all along
-        payload = None
-        if pyramid is not None and present is not None and weight is not None:
-            payload = Payload.pooled(pyramid, present, weight)
-        displacement, log_sigma, future = net.forecast(pooled[None, :-1], now[None], poses[None], payload)
+        guide = net.predictor.guide
+        ready = Ready(guide.unpack(signals)) if signals and guide is not None else None
+        displacement, log_sigma, future = net.forecast(pooled[None, :-1], now[None], poses[None], ready)
         came = pooled[-net.config.latents_per_tubelet :].float().mean(0)
         surprise = (came - expected).abs().mean()
         sigma = net.sigma(log_sigma[0], observed)
         numbers = Numbers(poses[-1] + displacement[0], sigma, poses[-1], seen, surprise)
         return torch.cat([x.flatten() for x in numbers]), future[0, 0].float()
+
+    def ready(self, pyramid: Tensor, present: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        """Guidance for any number of forecasts: pyramid [1, L, 2, D_vlm], present bool [1, 2], weight [1]."""
+        guide = self.net.predictor.guide
+        return () if guide is None else guide.pack(guide.prepare(Payload.pooled(pyramid, present, weight)))
 
 
 class Numbers(NamedTuple):
