@@ -379,10 +379,9 @@ def test_a_latent_of_a_clip_sits_at_the_middle_of_its_steps() -> None:
 
 
 def test_long_sequences_in_pieces_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor cuts the hidden layer of long sequences, and lays their keys out anew."""
+    """A processor cuts the hidden layer of long sequences."""
     net = build(dataclasses.replace(SMALL, tokens=128, rows=128, columns=1), dtype=torch.float64)
     x = torch.randn(2, 512, 10, dtype=torch.float64)
     wanted = net(x, range(512), range(512, 1024))
     monkeypatch.setattr(layers, "_PIECE", 1)
-    monkeypatch.setattr(layers, "_LONG", 1)
     torch.testing.assert_close(net(x, range(512), range(512, 1024)), wanted)
