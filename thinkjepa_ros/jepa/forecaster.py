@@ -297,12 +297,13 @@ class Forecaster:
         return self._to_device(anchor.copy())
 
     def _signals(self, weight: float) -> tuple[Tensor, ...]:
-        """Guidance for `Foresee`, prepared once as long as its weight stays; nothing where zero need not be computed."""
+        """Guidance for `Foresee`, prepared once while its weight stays; nothing where zero need not be computed."""
         if weight == 0.0:
             return self._no_guidance if self._foresee.captured else ()
         if weight != self._ready[0]:
+            pyramid, present = self._states
             amount = torch.tensor([weight], dtype=self.choice.dtype).to(self._device)
-            self._ready = (weight, self._step.ready(*self._states, amount))
+            self._ready = (weight, self._step.ready(pyramid, present, amount))
         return self._ready[1]
 
     def _expectation(self, stamps: Sequence[int]) -> Tensor:
