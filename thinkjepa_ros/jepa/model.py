@@ -22,8 +22,8 @@ from .readout import MotionReadout, PoseReadout, SigmaScale
 KIND = "forecaster"
 #: Frames of the longest window.
 MAX_FRAMES = 512
-
-
+#: The optical frame of the camera at the newest image: x right, y down, z forward.
+FRAME = "camera_optical"
 READOUTS = ("soft_argmax", "attentive")
 #: Bounds of what a checkpoint may ask for: a wrong number must not become gigabytes.
 _BOUNDS = {
@@ -68,6 +68,7 @@ class ModelConfig:
     step_s: float = 0.1  #: grid step
     clip: bool = False
     readout: str = "soft_argmax"  #: one of READOUTS
+    frame: str = FRAME  #: in which positions are given, in metres
     sigma_scale: SigmaScale | None = None  #: None where sigma is not calibrated
 
     @property
@@ -132,6 +133,8 @@ class ModelConfig:
             raise ValueError("the canonical camera must have the encoder's image size and a positive focal length")
         if not isinstance(self.clip, bool):
             raise ValueError(f"clip is {self.clip!r}, must be true or false")
+        if self.frame != FRAME:
+            raise ValueError(f"frame is {self.frame!r}; positions are known in {FRAME!r} only")
         if self.readout not in READOUTS:
             raise ValueError(f"readout is {self.readout!r}, must be one of {', '.join(READOUTS)}")
         if self.streaming and not encoder.window:
