@@ -32,10 +32,10 @@ VITL_LIMIT = 15.0
 
 class Drive:
     """A Forecaster behind a camera: a window of frames, of which only the newest still has to be brought to the model's
-    view, and guidance that stays fresh.
+    view, and guidance that stays fresh, or none.
     """
 
-    def __init__(self, net: ForecastNet, device: torch.device, choice: Choice):
+    def __init__(self, net: ForecastNet, device: torch.device, choice: Choice, guided: bool):
         self.forecaster = Forecaster(net, "benchmark", "none", True, str(device), choice=choice)
         rng = np.random.default_rng(0)
         f = self.forecaster
@@ -44,17 +44,23 @@ class Drive:
         newest = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
         self.frames = [Frame(image, i * f.step_ns) for i, image in enumerate([*older, newest])]
         self.guidance: Guidance | None = None
-        if f.guidance_shape:
+        if guided and f.guidance_shape:
             layers, width = f.guidance_shape
             pyramid = rng.normal(size=(layers, 2, width)).astype(np.float32)
             self.guidance = Guidance(pyramid, tuple(range(layers)), self.frames[-1].stamp_ns, valid_for_s=1e6)
+        self(f.window)
 
-    def __call__(self, newest: int, guided: bool) -> object:
+    def warm_up(self) -> None:
+        """From here on captured, where the device can."""
+        self.forecaster.warm_up()
+        self(self.forecaster.window)
+
+    def __call__(self, newest: int) -> object:
         """Observe the newest frames, then forecast."""
         f = self.forecaster
         for frame in self.frames[-newest:]:
             f.observe(frame, CAMERA if frame is self.frames[-1] else f.camera)
-        f.guide(self.guidance if guided else None)
+        f.guide(self.guidance)
         return torch.from_numpy(f.forecast([frame.stamp_ns for frame in self.frames]).positions)
 
 
@@ -62,24 +68,23 @@ def steps(
     net: ForecastNet, title: str, device: torch.device, choice: Choice, peak: Peak, targets: Sequence[Target] = ()
 ) -> Group:
     """The full step and, where frames are not encoded as one clip, the streaming step; each unguided and guided."""
-    drive = Drive(net, device, choice)
-    window = len(drive.frames)
     weights = roofline.moved(net)
-    drive(window, False)
     variants = []
-    for name, frames in ((FULL, window), (NEWEST, 1)):
+    drives = [Drive(net, device, choice, guided) for guided in ((False, True) if net.predictor.guide else (False,))]
+    for name, newest in ((FULL, drives[0].forecaster.window), (NEWEST, 1)):
         if name == NEWEST and net.config.clip:
             continue
-        for guided in (False, True) if drive.guidance else (False,):
-            call = functools.partial(drive, frames, guided)
+        for drive in drives:
+            call = functools.partial(drive, newest)
             work = Work(roofline.counted(call), weights + drive.frames[-1].rgb.nbytes)
+            guided = drive.guidance is not None
             variants.append(
                 Variant(f"{name}, guided" if guided else name, call, work, note="" if guided else NOTES[name])
             )
-    drive.forecaster.warm_up()  # from here on captured, where the device can
-    drive(window, False)
+    for drive in drives:
+        drive.warm_up()
     for variant in variants:
-        variant.note = f"{variant.note}; {drive.forecaster.words}" if variant.note else ""
+        variant.note = f"{variant.note}; {drives[0].forecaster.words}" if variant.note else ""
     return Group(f"whole steps, {title}", choice.dtype, variants, peak, device, targets=targets)
 
 
