@@ -26,6 +26,8 @@ from .rope import Rope
 KIND = "ac_predictor"
 #: x, y, z, three Euler angles, gripper: what `rollout` can integrate.
 POSE = 7
+#: Rotary tables kept, one per first step and number of steps.
+_TABLES = 64
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,8 @@ class ACPredictor(nn.Module):
         """Table of steps first … first + steps - 1 in the type of `like`, made once per shape."""
         key = (first, steps, like.dtype, like.device)
         if key not in self._tables:
+            if len(self._tables) >= _TABLES:
+                self._tables.clear()
             with torch.inference_mode(False):  # made while planning, it must serve training, too
                 cos, sin = rope.table(self._positions(first, steps), self.config.width // self.config.heads, "tiled")
                 self._tables[key] = (cos.to(like), sin.to(like))
