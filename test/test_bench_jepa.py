@@ -206,11 +206,19 @@ def test_the_command_prints_and_writes_every_figure(tmp_path):
         assert words in done.output
 
 
-@pytest.mark.parametrize("option", [{"size": "giant"}, {"dtype": "float16"}, {"tokens": 100}, {"device": "warp"}])
+@pytest.mark.parametrize(
+    "option", [{"size": "giant"}, {"dtype": "float16"}, {"part": "wheel"}, {"tokens": 100}, {"device": "warp"}]
+)
 def test_an_option_that_makes_no_sense_is_refused_before_anything_is_measured(option, monkeypatch):
     monkeypatch.setattr(roofline, "measure", lambda *_: pytest.fail("something was measured"))
     with pytest.raises(ValueError, match=str(next(iter(option.values())))):
         jepa.bench(Path("models/mini"), **option)
+
+
+def test_one_part_alone_can_be_measured(tmp_path):
+    for part, titles in (("encoder", ["encoder"] * 2), ("step", ["whole steps"])):
+        groups = jepa.bench(Path("models/mini"), "mini", seconds=0.01, dtype="float32", part=part)
+        assert [g.title.split(",")[0] for g in groups] == titles
 
 
 def test_memory_is_told_in_units():

@@ -319,6 +319,7 @@ def bench_jepa(
         typer.Option(min=32, help="Context and target tokens of the predictor. Default: 512 mini, 4096 vitl."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="both, float32 or bfloat16.")] = "both",
+    part: Annotated[str, typer.Option(help="all, encoder, predictor, stream (large only) or step.")] = "all",
     json: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
 ) -> None:
     """The model alone, beside other ways to the same numbers and what the machine could do at best.
@@ -329,7 +330,7 @@ def bench_jepa(
     """
     from .benchmarks.jepa import bench as run
 
-    run(_shipped(model), size, device, threads, seconds, layers, tokens, dtype, json)
+    run(_shipped(model), size, device, threads, seconds, layers, tokens, dtype, part, json)
 
 
 @bench.command("graph")

@@ -22,6 +22,7 @@ DTYPES = ("both", "float32", "bfloat16")
 #: Blocks of the large models where nothing else is said: on a processor all of them would take hours.
 CPU_LAYERS = 2
 MINI_TOKENS, TOKENS = 512, 4096
+PARTS = ("all", "encoder", "predictor", "stream", "step")
 #: Columns of the tables where the output is no terminal.
 WIDTH = 140
 
@@ -35,13 +36,14 @@ def bench(
     layers: int | None = None,
     tokens: int | None = None,
     dtype: str = "both",
+    part: str = "all",
     out: Path | None = None,
 ) -> list[Group]:
     """Measure, print, and write JSON to `out`. What was measured before Ctrl-C is printed and written too.
 
     Raises ValueError naming the option that makes no sense.
     """
-    for name, value, known in (("size", size, SIZES), ("dtype", dtype, DTYPES)):
+    for name, value, known in (("size", size, SIZES), ("dtype", dtype, DTYPES), ("part", part, PARTS)):
         if value not in known:
             raise ValueError(f"--{name} {value}: must be one of {', '.join(known)}")
     if tokens is not None:
@@ -64,7 +66,7 @@ def bench(
     done: list[Group] = []
     complete = False
     try:
-        for build in _groups(checkpoint, size, where, layers, tokens, peaks):
+        for build in _groups(checkpoint, size, part, where, layers, tokens, peaks):
             group = build()
             done.append(group)
             _run(group, seconds, console)
@@ -96,24 +98,29 @@ def _kinds(dtype: str) -> list[torch.dtype]:
 def _groups(
     checkpoint: Path,
     size: str,
+    part: str,
     device: torch.device,
     layers: int | None,
     tokens: int | None,
     peaks: dict[torch.dtype, Peak],
 ) -> Iterator[Callable[[], Group]]:
     """What is compared, built one by one, so that only one of them is in memory."""
-    for part in ("mini", "vitl") if size == "all" else (size,):
-        mini = part == "mini"
+    asked = PARTS[1:] if part == "all" else (part,)
+    for whole in ("mini", "vitl") if size == "all" else (size,):
+        mini = whole == "mini"
         sizes = Sizes(128, 128, 3, 4, 4, 128, 256) if mini else Sizes(depth=min(layers or 12, 12))
         count = tokens or (MINI_TOKENS if mini else TOKENS)
         for kind, peak in peaks.items():
-            for shape in encoders.shapes(part, layers):
-                yield partial(encoders.against_transformers, shape, device, kind, peak)
-            for name in ("v1", "v2"):
-                yield partial(predictors.compare, predictors.layout(name, count), sizes, device, kind, peak)
-            if not mini:
+            if "encoder" in asked:
+                for shape in encoders.shapes(whole, layers):
+                    yield partial(encoders.against_transformers, shape, device, kind, peak)
+            if "predictor" in asked:
+                for name in ("v1", "v2"):
+                    yield partial(predictors.compare, predictors.layout(name, count), sizes, device, kind, peak)
+            if "stream" in asked and not mini:
                 yield partial(encoders.streaming, layers, device, kind, peak)
-            yield partial(_steps, checkpoint if mini else None, layers, device, kind, peak)
+            if "step" in asked:
+                yield partial(_steps, checkpoint if mini else None, layers, device, kind, peak)
 
 
 def _steps(checkpoint: Path | None, layers: int | None, device: torch.device, dtype: torch.dtype, peak: Peak) -> Group:
