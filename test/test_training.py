@@ -238,11 +238,11 @@ def test_losses_teach_every_trainable_part(episodes: list[Episode], tmp_path: Pa
 def test_the_command_trains_stops_on_sigterm_and_resumes(folder: Path, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "thinkjepa_ros.cli", "train", "all", str(folder.parent), "--out", str(tmp_path / "m"),
-        "--run", str(tmp_path / "run"), "--encoder-steps", "30", "--forecast-steps", "3", "--batch-size", "2",
+        "--run", str(tmp_path / "run"), "--encoder-steps", "300", "--forecast-steps", "3", "--batch-size", "2",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "encoder" / "tensorboard").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "run" / "encoder" / "log.csv").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -250,4 +250,4 @@ def test_the_command_trains_stops_on_sigterm_and_resumes(folder: Path, tmp_path:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     net, manifest = model.load(tmp_path / "m")
-    assert manifest.trained and manifest.training["encoder_steps"] == 30 and net.config.horizon == 32
+    assert manifest.trained and manifest.training["encoder_steps"] == 300 and net.config.horizon == 32

@@ -57,7 +57,7 @@ def bench(
         console.width = WIDTH
     machine = report.machine(where, threads)
     console.print(f"{machine['device']}, {threads} thread(s), torch {machine['torch']}", highlight=False)
-    peaks = {kind: roofline.measure(where, kind, min(1.0, 10 * seconds)) for kind in _kinds(dtype)}
+    peaks = {kind: roofline.measure(where, kind, min(1.0, 10 * seconds)) for kind in _kinds(dtype, where, console)}
     for kind, peak in peaks.items():
         console.print(
             f"{report.name(kind)}: {peak.flops * 1e-9:.0f} GFLOP/s, {peak.bandwidth * 1e-9:.0f} GB/s", highlight=False
@@ -91,8 +91,13 @@ def _run(group: Group, seconds: float, console: Console) -> None:
         group.release()
 
 
-def _kinds(dtype: str) -> list[torch.dtype]:
-    return [torch.float32, torch.bfloat16] if dtype == "both" else [getattr(torch, dtype)]
+def _kinds(dtype: str, device: torch.device, console: Console) -> list[torch.dtype]:
+    if dtype != "both":
+        return [getattr(torch, dtype)]
+    if device.type == "cpu" and not precision.cpu_flags():
+        console.print("bfloat16 is left out: this processor emulates it, slowly; --dtype bfloat16 measures it")
+        return [torch.float32]
+    return [torch.float32, torch.bfloat16]
 
 
 def _groups(
