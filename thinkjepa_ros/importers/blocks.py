@@ -34,3 +34,15 @@ def block(state: dict[str, Tensor], prefix: str, heads: int, into: str) -> dict[
     for part in ("weight", "bias"):
         out[f"{into}qkv.{part}"] = out[f"{into}qkv.{part}"][rows].contiguous()
     return out
+
+
+class Read(dict[str, Tensor]):
+    """Tensors that remember in `used` which of them were read, so that nothing is left out in silence."""
+
+    def __init__(self, state: dict[str, Tensor]):
+        super().__init__(state)
+        self.used: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.used.add(name)
+        return super().__getitem__(name)

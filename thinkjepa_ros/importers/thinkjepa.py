@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ..jepa.guidance import LayerMap, Mode
 from ..jepa.guided import GuidedConfig, GuidedPredictor
-from .blocks import block
+from .blocks import Read, block
 from .source import Options, Part, Source, SourceError
 
 TITLE = "ThinkJEPA predictors and the mask predictor of V-JEPA 2"
@@ -263,14 +263,7 @@ def _layout(kind: str, told: dict[str, Any], grid: tuple[int, int] | None) -> st
 
 def _weights(state: dict[str, Tensor], config: GuidedConfig) -> tuple[dict[str, Tensor], set[str]]:
     """Our tensors, and the names of those they were made of. Raises KeyError naming a tensor that is missing."""
-    used: set[str] = set()
-
-    class Used(dict[str, Tensor]):
-        def __getitem__(self, name: str) -> Tensor:
-            used.add(name)
-            return super().__getitem__(name)
-
-    read = Used(state)
+    read = Read(state)
     out: dict[str, Tensor] = {}
     same = {"embed": "context_adapter", "norm": "rollout_norm", "out": "output_adapter"}
     for ours, theirs in same.items():
@@ -286,7 +279,7 @@ def _weights(state: dict[str, Tensor], config: GuidedConfig) -> tuple[dict[str, 
         out |= block(read, f"rollout_layers.{i}.", config.heads, f"blocks.{i}.")
     if config.guided:
         out |= {f"guide.{name}": tensor for name, tensor in _guide(read, config).items()}
-    return {name: tensor.float().contiguous() for name, tensor in out.items()}, used
+    return {name: tensor.float().contiguous() for name, tensor in out.items()}, read.used
 
 
 def _guide(read: dict[str, Tensor], config: GuidedConfig) -> dict[str, Tensor]:

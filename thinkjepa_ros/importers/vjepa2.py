@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..jepa.encoder import Encoder, EncoderConfig
-from .blocks import block
+from .blocks import Read, block
 from .source import Options, Part, Source, SourceError
 
 TITLE = "V-JEPA 2 and 2.1 encoders"
@@ -178,14 +178,7 @@ def _number(source: Source, told: dict[str, Any], *names: str) -> int | None:
 
 def _encoder(state: dict[str, Tensor], config: EncoderConfig) -> tuple[dict[str, Tensor], set[str]]:
     """Our tensors, and the names of those they were made of. Raises KeyError naming a tensor that is missing."""
-    used: set[str] = set()
-
-    class Used(dict[str, Tensor]):
-        def __getitem__(self, name: str) -> Tensor:
-            used.add(name)
-            return super().__getitem__(name)
-
-    read = Used(state)
+    read = Read(state)
     out: dict[str, Tensor] = {}
     for theirs, ours, modality in (
         ("patch_embed", "patch_embed", "video_mod_embed"),
@@ -201,7 +194,7 @@ def _encoder(state: dict[str, Tensor], config: EncoderConfig) -> tuple[dict[str,
     norm = "norm"
     levels = {name.split(".")[1] for name in state if name.startswith("norms_block.")}
     if levels:
-        used |= {name for name in state if name.startswith("norms_block.")}
+        read.used |= {name for name in state if name.startswith("norms_block.")}
         norm = f"norms_block.{max(map(int, levels))}"
     out["norm.weight"], out["norm.bias"] = read[f"{norm}.weight"], read[f"{norm}.bias"]
-    return {name: tensor.float().contiguous() for name, tensor in out.items()}, used
+    return {name: tensor.float().contiguous() for name, tensor in out.items()}, read.used
