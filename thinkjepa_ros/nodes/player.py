@@ -247,13 +247,14 @@ def main(args: list[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if player is not None:
             player.stop()
-        executor.shutdown()
+        # the context first: it wakes the spinning thread, which must be gone before what it waits on is taken away
+        rclpy.try_shutdown()
         if thread.is_alive():
             thread.join(2.0)
+        executor.shutdown()
         if player is not None:
             player.destroy_node()
             player.recording.close()
-        rclpy.try_shutdown()
     return 0
 
 
