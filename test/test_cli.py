@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from thinkjepa_ros import cli
+from thinkjepa_ros.commands.options import MINI, shipped
 
 runner = CliRunner()
 
@@ -59,8 +60,8 @@ def test_an_error_with_words_is_one_sentence_and_exit_code_1(tmp_path: Path) -> 
 
 def test_the_shipped_model_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert (cli._shipped(cli.MINI / "thinker") / "model.json").is_file()
-    assert cli._shipped(Path("mine")) == Path("mine")
+    assert (shipped(MINI / "thinker") / "model.json").is_file()
+    assert shipped(Path("mine")) == Path("mine")
 
 
 def test_help_answers_without_loading_torch_or_ros() -> None:

@@ -17,7 +17,8 @@ LAYERS = [
     ["control", "evaluation", "train", "data", "importers", "benchmarks"],
     ["bridge"],
     ["nodes"],
-    ["demo", "cli"],
+    ["demo"],
+    ["commands", "cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

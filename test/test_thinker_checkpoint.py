@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from thinker_kit import frames, mini_folder
 
-from thinkjepa_ros.thinker import qwen, tiny, tokenizer
+from thinkjepa_ros.thinker import loading, tiny, tokenizer
 from thinkjepa_ros.thinker.qwen import Thinker, ThinkerError
 
 SHIPPED = Path(__file__).parents[1] / "models" / "mini" / "thinker"
@@ -267,7 +267,7 @@ def test_options_that_cannot_be_had(options, words):
 
 @pytest.mark.parametrize("version", ["4.57.1", "5.9.0", "5.17.2"])
 def test_too_old_transformers(version, monkeypatch):
-    monkeypatch.setattr(qwen.transformers, "__version__", version)
+    monkeypatch.setattr(loading.transformers, "__version__", version)
     with pytest.raises(ThinkerError, match=f"transformers {version} is too old.*5.18"):
         Thinker.load(mini_folder())
 

@@ -15,13 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
-from transformers.utils import logging as hf_logging
+from transformers import PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
 
 from ..values import Frame, Guidance
 from . import folder as folders
-from . import pyramid
+from . import loading, pyramid
 from .errors import Cancelled, ThinkerError, TimedOut
 from .inputs import MAX_INSTRUCTION_CHARS, PairEncoder, Prompt, check_rgb, clean_line, fit
 from .window import Window
@@ -30,9 +28,6 @@ __all__ = ["Cancelled", "Report", "Thinker", "ThinkerError", "TimedOut"]
 
 #: Text of a thought is shown in terminals and sent in every message: longer ones are cut.
 MAX_TEXT_CHARS = 500
-#: The first version of transformers whose forward takes encoded frames in place of pixels.
-_MIN_TRANSFORMERS = (5, 18)
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -96,14 +91,7 @@ class Thinker:
         export. pool: which prompt tokens the prompt row averages ("all", "text", "visual"). Raises ThinkerError with
         the remedy.
         """
-        _check_library()
-        place, precision = _checked_device(device), _checked_dtype(dtype, device)
-        checkpoint = folders.find(path)
-        model, tokenizer = _load(checkpoint.folder, place, precision)
-        vision: Any = model.config.vision_config
-        multiple = vision.patch_size * vision.spatial_merge_size
-        if any(s % multiple for s in checkpoint.image_size):
-            raise ThinkerError(f"{checkpoint.folder}: image_size {checkpoint.image_size}: not multiples of {multiple}.")
+        model, tokenizer, checkpoint = loading.load(path, device, dtype)
         return cls(model, tokenizer, checkpoint, layers=layers, window=window, pool=pool)
 
     def warm_up(self) -> None:
@@ -268,13 +256,6 @@ class Thinker:
             raise ThinkerError(f"the model failed in a thought: {error}") from error
 
 
-def _check_library() -> None:
-    have = transformers.__version__
-    if tuple(int(part) for part in have.split(".")[:2]) < _MIN_TRANSFORMERS:
-        want = ".".join(map(str, _MIN_TRANSFORMERS))
-        raise ThinkerError(f"transformers {have} is too old for the thinker; install version {want} or newer.")
-
-
 def _checked_layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
     if layers is None:
         return pyramid.default_layers(count)
@@ -282,62 +263,3 @@ def _checked_layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]
     if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= count:
         raise ThinkerError(f"layers {list(chosen)}: they must ascend within 0..{count - 1}, none twice.")
     return chosen
-
-
-def _checked_device(device: str) -> torch.device:
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise ThinkerError(f"device {device!r} is not one that torch knows; use 'cpu' or 'cuda'.") from None
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ThinkerError(f"device {device!r}: no CUDA device, or torch was installed for the CPU only. Use 'cpu'.")
-    return place
-
-
-def _checked_dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype is None:
-        return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    if dtype not in _DTYPES:
-        raise ThinkerError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}.")
-    return _DTYPES[dtype]
-
-
-def _load(
-    folder: Path, device: torch.device, dtype: torch.dtype
-) -> tuple[Qwen3VLForConditionalGeneration, PreTrainedTokenizerBase]:
-    hf_logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-        )
-        model, info = loaded[0].to(device).eval(), loaded[1]
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ThinkerError(
-            f"{folder}: does not fit into the memory of {device} ({error}). Choose a smaller checkpoint or dtype."
-        ) from error
-    except Exception as error:  # the libraries raise OSError, ValueError, KeyError, SafetensorError, RuntimeError ...
-        raise ThinkerError(f"{folder}: not loadable as Qwen3-VL ({type(error).__name__}: {error}).") from error
-    # Left alone, transformers fills what is missing with random numbers and only logs it.
-    wrong = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
-    if wrong:
-        raise ThinkerError(
-            f"{folder}: {len(wrong)} tensors are missing or of another shape, such as {wrong[0]}. Import it again."
-        )
-    for token, want in (
-        ("<|video_pad|>", model.config.video_token_id),
-        ("<|vision_start|>", model.config.vision_start_token_id),
-    ):
-        have = tokenizer.convert_tokens_to_ids(token)
-        if have != want:
-            raise ThinkerError(
-                f"{folder}: the tokenizer's {token} is {have}, config.json says {want}: different models."
-            )
-    return model.requires_grad_(False), tokenizer

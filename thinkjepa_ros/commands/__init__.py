@@ -1,0 +1,1 @@
+"""What `thinkjepa` asks for, one module per group. Nothing heavy is imported before a command runs."""
