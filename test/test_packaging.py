@@ -47,6 +47,7 @@ ROS_PACKAGES = {
     "rosidl_default_runtime",
     "sensor_msgs",
     "std_msgs",
+    "std_srvs",
     "trajectory_msgs",
     "visualization_msgs",
 }
@@ -104,7 +105,7 @@ def test_every_dependency_is_a_key_that_exists(manifest):
 
 
 def test_every_message_package_in_use_is_a_dependency(manifest):
-    used = {name for name in imported(ROOT / "thinkjepa_ros") if name.endswith(("_msgs", "_interfaces", "rclpy"))}
+    used = {name for name in imported(ROOT / "thinkjepa_ros") if name.endswith(("_msgs", "_srvs", "_interfaces", "rclpy"))}
     assert used <= {dependency.name for dependency in manifest.exec_depends}
     wheels = requirements("ros-run")
     assert {f"ros-{name.replace('_', '-')}" for name in used} <= wheels
@@ -115,7 +116,7 @@ def test_every_third_party_import_is_required():
     optional = {"tensorboard", "launch", "launch_ros"}
     declared = requirements("runtime") | requirements("sim")
     used = imported(ROOT / "thinkjepa_ros") - set(sys.stdlib_module_names) - {"thinkjepa_ros", "rclpy"}
-    used = {known.get(name, name) for name in used if not name.endswith(("_msgs", "_interfaces"))} - optional
+    used = {known.get(name, name) for name in used if not name.endswith(("_msgs", "_srvs", "_interfaces"))} - optional
     assert used <= declared, f"add to requirements/: {sorted(used - declared)}"
 
 
