@@ -110,7 +110,8 @@ def change(message, **fields):
     ("field", "fields"),
     [
         ("dtype", {"dtype": 2}),
-        ("tokens", {"tokens": 4}),
+        ("tokens", {"tokens": 2**32 - 1}),
+        ("token_streams", {"tokens": 4}),
         ("streams", {"streams": 3}),
         ("layers", {"layers": 0}),
         ("layers", {"layers": 2**32 - 1}),

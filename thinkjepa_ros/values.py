@@ -12,6 +12,8 @@ import numpy as np
 
 #: Streams of a pooled pyramid, in order: mean state of the prompt tokens, mean state of the generated tokens.
 STREAMS = ("prompt", "generated")
+#: Kinds of token in a token pyramid (`Guidance.streams`).
+PROMPT_TEXT, PROMPT_VISUAL, GENERATED = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,30 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Subgoal:
+    """The latent that the thinker wants to be seen `horizon_s` seconds after the stamp of its guidance.
+
+    latent: float32 [n, D] in the space of the encoder whose model id is `space`. trained: False while the head that
+    made it is not, so that the latent means nothing.
+    """
+
+    latent: np.ndarray
+    horizon_s: float
+    space: str
+    trained: bool
+
+
+@dataclass(frozen=True)
 class Guidance:
     """What the thinker hands to the predictor.
 
     pyramid: float32 [L, 2, D], the mean hidden state of the prompt tokens (0) and of the generated tokens (1) after
     each exported decoder layer. present: which of the two streams holds tokens. layers: decoder layer numbers [L].
     stamp_ns: stamp of the newest frame reasoned over. epoch changes when the thinker restarts or its clock jumps.
+    text: the answer, in words; thought: what was written between <think> and </think> before it.
+
+    Token form, on request only: states float32 [L, S, D], each token of the prompt in order and then each generated
+    one; streams uint8 [S], the kind of each (PROMPT_TEXT, PROMPT_VISUAL, GENERATED). None in the pooled form.
     """
 
     pyramid: np.ndarray
@@ -78,6 +98,10 @@ class Guidance:
     epoch: int = 0
     sequence: int = 0
     model_id: str = ""
+    thought: str = ""
+    states: np.ndarray | None = None
+    streams: np.ndarray | None = None
+    subgoal: Subgoal | None = None
 
     def weight(self, now_ns: int) -> float:
         """How much of this guidance still counts at `now_ns`: 1 while fresh, 0 from `valid_for_s` on.

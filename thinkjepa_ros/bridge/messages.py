@@ -19,14 +19,16 @@ from std_msgs.msg import Header
 from thinkjepa_ros.msg import Forecast as ForecastMsg
 from thinkjepa_ros.msg import Guidance as GuidanceMsg
 
-from ..values import STREAMS, Forecast, Guidance
+from ..values import GENERATED, STREAMS, Forecast, Guidance, Subgoal
 
 NS = 1_000_000_000
 # Far above any model (Qwen3-VL-235B: 94 layers of width 4096) and far below what hurts.
-_MAX_LAYERS, _MAX_WIDTH = 256, 65536
+_MAX_LAYERS, _MAX_WIDTH, _MAX_TOKENS = 256, 65536, 65536
 _MAX_STEPS, _MAX_JOINTS = 4096, 1024
 _MAX_TEXT = 1 << 20
 _MAX_VALID_S = 86400.0
+_SIZES = {GuidanceMsg.FLOAT16: 2, GuidanceMsg.FLOAT32: 4}
+_WORDS = ("text", "thought", "instruction", "instruction_id", "model_id")
 _UINT32, _UINT64 = 2**32, 2**64
 
 
@@ -64,9 +66,11 @@ def _require(condition: bool, words: str) -> None:
 
 
 def guidance_to_message(guidance: Guidance, frame_id: str = "", trained: bool = True) -> GuidanceMsg:
-    """The pooled pyramid as float16, or float32 where a value would overflow. frame_id: of the newest image.
+    """Pyramid, token states and sub-goal as float16, or float32 where a value would overflow. frame_id: of the newest
+    image.
 
-    ValueError for a pyramid that is not [L, 2, D].
+    ValueError for a pyramid that is not [L, 2, D], for token states or a sub-goal of another shape, and for values that
+    are not finite.
     """
     pyramid = np.asarray(guidance.pyramid, np.float32)
     if pyramid.ndim != 3 or pyramid.shape[1] != len(STREAMS) or len(guidance.layers) != len(pyramid):
@@ -74,40 +78,76 @@ def guidance_to_message(guidance: Guidance, frame_id: str = "", trained: bool = 
             f"a pyramid is [layers, {len(STREAMS)}, width] with a number per layer, "
             f"not {list(pyramid.shape)} with {guidance.layers}"
         )
-    wide = bool(pyramid.size) and not np.abs(pyramid).max() <= np.finfo(np.float16).max
+    states, streams = _token_form(guidance, pyramid.shape)
     message = GuidanceMsg()
     message.header = make_header(guidance.stamp_ns, frame_id)
-    message.dtype = GuidanceMsg.FLOAT32 if wide else GuidanceMsg.FLOAT16
+    message.dtype = max(_dtype_for("pyramid", pyramid), _dtype_for("states", states))
     message.layers, message.streams, message.width = (int(n) for n in pyramid.shape)
-    message.tokens = 0
     message.layer_ids = [int(n) for n in guidance.layers]
     message.present = [bool(p) for p in guidance.present]
-    message.data = packed("B", pyramid.astype("<f4" if wide else "<f2"))
-    message.text = guidance.text
-    message.instruction = guidance.instruction
-    message.instruction_id = guidance.instruction_id
-    message.model_id = guidance.model_id
+    message.data = _packed_floats(pyramid, message.dtype)
+    message.tokens = len(streams)
+    message.token_streams = packed("B", streams)
+    message.token_data = _packed_floats(states, message.dtype)
+    for name in _WORDS:
+        setattr(message, name, getattr(guidance, name))
     message.trained = bool(trained)
     message.valid_for_s = float(guidance.valid_for_s)
     message.epoch = int(guidance.epoch) % _UINT32
     message.sequence = int(guidance.sequence) % _UINT64
+    if guidance.subgoal is not None:
+        _pack_subgoal(guidance.subgoal, message)
     return message
 
 
+def _token_form(guidance: Guidance, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """States float32 [L, S, D] and their kinds uint8 [S] of a guidance whose pyramid has this shape; S may be 0."""
+    layers, _, width = shape
+    if guidance.states is None and guidance.streams is None:
+        return np.zeros((layers, 0, width), np.float32), np.zeros(0, np.uint8)
+    states, streams = np.asarray(guidance.states, np.float32), np.asarray(guidance.streams)
+    if states.ndim != 3 or (states.shape[0], states.shape[2]) != (layers, width) or streams.shape != states.shape[1:2]:
+        raise ValueError(
+            f"token states are [{layers}, tokens, {width}] with a kind per token, "
+            f"not {list(states.shape)} with {list(streams.shape)}"
+        )
+    return states, streams.astype(np.uint8)
+
+
+def _dtype_for(name: str, values: np.ndarray) -> int:
+    """The smallest type that holds all values. ValueError where none does."""
+    peak = float(np.abs(values).max(initial=0.0))
+    if not math.isfinite(peak):
+        raise ValueError(f"{name} of a guidance holds values that are not finite")
+    # The largest float16 is 65504; what is nearer to 65536 than to it rounds to infinity.
+    return GuidanceMsg.FLOAT32 if peak >= 65520 else GuidanceMsg.FLOAT16
+
+
+def _packed_floats(values: np.ndarray, dtype: int) -> array.array:
+    return packed("B", values.astype("<f4" if dtype == GuidanceMsg.FLOAT32 else "<f2"))
+
+
+def _pack_subgoal(subgoal: Subgoal, message: GuidanceMsg) -> None:
+    latent = np.asarray(subgoal.latent, np.float32)
+    if latent.ndim != 2 or not latent.size or not (math.isfinite(subgoal.horizon_s) and subgoal.horizon_s > 0):
+        raise ValueError(
+            f"a sub-goal is [tokens, width] at a horizon above 0 s, not {list(latent.shape)} at {subgoal.horizon_s} s"
+        )
+    message.subgoal_tokens, message.subgoal_width = (int(n) for n in latent.shape)
+    message.subgoal_horizon_s = float(subgoal.horizon_s)
+    message.subgoal_space = subgoal.space
+    message.subgoal_trained = bool(subgoal.trained)
+    message.subgoal_dtype = _dtype_for("sub-goal", latent)
+    message.subgoal = _packed_floats(latent, message.subgoal_dtype)
+
+
 def guidance_from_message(message: GuidanceMsg) -> Guidance:
-    """Raises MessageError for anything that is not a pooled pyramid with agreeing sizes and finite values."""
-    sizes = {GuidanceMsg.FLOAT16: 2, GuidanceMsg.FLOAT32: 4}
+    """Raises MessageError for anything whose sizes do not agree or whose values are not finite."""
     m = message
-    _require(m.dtype in sizes, f"dtype is {m.dtype}, known are 0 (float16) and 1 (float32)")
-    _require(m.tokens == 0, f"tokens is {m.tokens}; the predictor takes the pooled form (tokens 0)")
     _require(m.streams == len(STREAMS), f"streams is {m.streams}, must be {len(STREAMS)} ({', '.join(STREAMS)})")
     _require(0 < m.layers <= _MAX_LAYERS, f"layers is {m.layers}, must be 1 to {_MAX_LAYERS}")
     _require(0 < m.width <= _MAX_WIDTH, f"width is {m.width}, must be 1 to {_MAX_WIDTH}")
-    wanted = m.layers * m.streams * m.width * sizes[m.dtype]
-    _require(
-        len(m.data) == wanted,
-        f"data has {len(m.data)} bytes, {m.layers} x {m.streams} x {m.width} of {sizes[m.dtype]} bytes need {wanted}",
-    )
+    _require(m.tokens <= _MAX_TOKENS, f"tokens is {m.tokens}, at most {_MAX_TOKENS} are taken")
     _require(len(m.layer_ids) == m.layers, f"layer_ids has {len(m.layer_ids)} numbers for {m.layers} layers")
     layers = tuple(int(n) for n in m.layer_ids)
     _require(all(a < b for a, b in pairwise(layers)), f"layer_ids must ascend, they are {layers}")
@@ -118,26 +158,68 @@ def guidance_from_message(message: GuidanceMsg) -> Guidance:
         math.isfinite(m.valid_for_s) and 0 < m.valid_for_s <= _MAX_VALID_S,
         f"valid_for_s is {m.valid_for_s}, must be above 0 and at most a day",
     )
-    for name in ("text", "instruction", "instruction_id", "model_id"):
-        _require(
-            len(getattr(m, name)) <= _MAX_TEXT,
-            f"{name} has {len(getattr(m, name))} characters, at most {_MAX_TEXT} are taken",
-        )
-    pyramid = np.frombuffer(m.data, "<f2" if m.dtype == GuidanceMsg.FLOAT16 else "<f4").astype(np.float32)
-    _require(bool(np.isfinite(pyramid).all()), "data holds values that are not finite")
+    for name in (*_WORDS, "subgoal_space"):
+        length = len(getattr(m, name))
+        _require(length <= _MAX_TEXT, f"{name} has {length} characters, at most {_MAX_TEXT} are taken")
     return Guidance(
-        pyramid=pyramid.reshape(m.layers, m.streams, m.width),
+        pyramid=_floats(m, "data", "dtype", (m.layers, m.streams, m.width)),
         layers=layers,
         stamp_ns=ns,
         valid_for_s=float(m.valid_for_s),
         present=(bool(m.present[0]), bool(m.present[1])),
-        text=m.text,
-        instruction=m.instruction,
-        instruction_id=m.instruction_id,
         epoch=m.epoch,
         sequence=m.sequence,
-        model_id=m.model_id,
+        subgoal=_subgoal_from(m),
+        **_tokens_from(m),
+        **{name: getattr(m, name) for name in _WORDS},
     )
+
+
+def _floats(m: GuidanceMsg, name: str, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The field `name` as float32 of this shape; `kind` names the field with its type."""
+    dtype, values = getattr(m, kind), getattr(m, name)
+    _require(dtype in _SIZES, f"{kind} is {dtype}, known are 0 (float16) and 1 (float32)")
+    wanted, form = math.prod(shape) * _SIZES[dtype], " x ".join(map(str, shape))
+    _require(
+        len(values) == wanted, f"{name} has {len(values)} bytes, {form} of {_SIZES[dtype]} bytes each need {wanted}"
+    )
+    floats = np.frombuffer(values, "<f2" if dtype == GuidanceMsg.FLOAT16 else "<f4").astype(np.float32)
+    _require(bool(np.isfinite(floats).all()), f"{name} holds values that are not finite")
+    return floats.reshape(shape)
+
+
+def _tokens_from(m: GuidanceMsg) -> dict[str, np.ndarray]:
+    _require(
+        len(m.token_streams) == m.tokens, f"token_streams has {len(m.token_streams)} entries for {m.tokens} tokens"
+    )
+    states = _floats(m, "token_data", "dtype", (m.layers, m.tokens, m.width))
+    if not m.tokens:
+        return {}
+    streams = np.frombuffer(m.token_streams, np.uint8).copy()
+    _require(int(streams.max()) <= GENERATED, f"token_streams holds {streams.max()}, known are 0 to {GENERATED}")
+    said = streams == GENERATED
+    _require(not (said[:-1] & ~said[1:]).any(), "token_streams must name the prompt's tokens before the generated ones")
+    _require(
+        bool(said.any()) == bool(m.present[1]),
+        f"token_streams names {said.sum()} generated tokens, present says {bool(m.present[1])}",
+    )
+    return {"states": states, "streams": streams}
+
+
+def _subgoal_from(m: GuidanceMsg) -> Subgoal | None:
+    if not m.subgoal_tokens:
+        _require(len(m.subgoal) == 0, f"subgoal has {len(m.subgoal)} bytes, subgoal_tokens says there is none")
+        return None
+    for name, most in (("subgoal_tokens", _MAX_TOKENS), ("subgoal_width", _MAX_WIDTH)):
+        size = getattr(m, name)
+        _require(0 < size <= most, f"{name} is {size}, must be 1 to {most}")
+    horizon = m.subgoal_horizon_s
+    _require(
+        math.isfinite(horizon) and 0 < horizon <= _MAX_VALID_S,
+        f"subgoal_horizon_s is {horizon}, must be above 0 and at most a day",
+    )
+    latent = _floats(m, "subgoal", "subgoal_dtype", (m.subgoal_tokens, m.subgoal_width))
+    return Subgoal(latent, float(horizon), m.subgoal_space, bool(m.subgoal_trained))
 
 
 def forecast_to_message(
