@@ -19,18 +19,32 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 #: Image size (height, width) for a checkpoint that names none: 64 tokens per pair, as the reference has it.
 _DEFAULT_IMAGE_SIZE = (256, 256)
+#: What of a picture is looked at: all of it, or its central part. A checkpoint is trained on one of them.
+VIEWS = ("whole", "centre")
 _DEFAULT_PROMPT = "Task: {instruction}\nWhat happens next?"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified folder: where it is, what it calls itself, and what it wants to be shown."""
+    """A verified folder: where it is, what it calls itself, and what it wants to be shown.
+
+    image_size: (height, width) in pixels. prompt: the question, with {instruction} in it. view: what of a picture of
+    another aspect is looked at: "whole" (grey bars fill the rest) or "centre" (the central part that fills the image).
+    """
 
     folder: Path
     name: str
     trained: bool
     image_size: tuple[int, int]
     prompt: str
+    view: str = "whole"
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The safetensors files that hold the weights: one, or the shards that the index names."""
+        if (self.folder / _WEIGHTS).is_file():
+            return [self.folder / _WEIGHTS]
+        return [self.folder / name for name in sorted(_shards(self.folder))]
 
 
 def find(path: str | Path) -> Checkpoint:
@@ -84,7 +98,7 @@ def _check_files(folder: Path) -> None:
     if (folder / _WEIGHTS).is_file():
         return
     if (folder / _INDEX).is_file():
-        shards = set(_json(folder / _INDEX).get("weight_map", {}).values())
+        shards = _shards(folder)
         missing = sorted(s for s in shards if Path(s).name != s or not (folder / s).is_file())
         if missing or not shards:
             raise ThinkerError(
@@ -101,6 +115,13 @@ def _check_files(folder: Path) -> None:
         f"{folder}: no {_WEIGHTS} in it. Restore the file, or write an untrained mini with "
         "`thinkjepa train thinker --steps 0`."
     )
+
+
+def _shards(folder: Path) -> set[str]:
+    names = _json(folder / _INDEX).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ThinkerError(f"{folder / _INDEX}: its weight_map does not name files. Import it again.")
+    return set(names.values())
 
 
 def _ours(folder: Path) -> Checkpoint:
@@ -121,9 +142,12 @@ def _ours(folder: Path) -> Checkpoint:
     prompt = manifest.config.get("prompt", _DEFAULT_PROMPT)
     if not isinstance(prompt, str):
         raise ThinkerError(f"{source}: prompt must be text, is {prompt!r}.")
+    view = manifest.config.get("view", VIEWS[0])
+    if view not in VIEWS:
+        raise ThinkerError(f"{source}: view must be one of {', '.join(VIEWS)}, is {view!r}.")
     # The first digits of the weights' hash tell two checkpoints of one name apart, in every message and every cache.
     name = f"{manifest.model_id}-{manifest.sha256[checkpoints.WEIGHTS][:8]}"
-    return Checkpoint(folder, name, manifest.trained, (size[0], size[1]), prompt)
+    return Checkpoint(folder, name, manifest.trained, (size[0], size[1]), prompt, view)
 
 
 def _json(path: Path) -> dict[str, Any]:
