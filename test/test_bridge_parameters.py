@@ -6,13 +6,19 @@ import math
 from pathlib import Path
 
 import pytest
+import rclpy
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rclpy.exceptions import InvalidParameterValueException
+from rclpy.node import Node
 
 from thinkjepa_ros.bridge import parameters
-from thinkjepa_ros.bridge.parameters import TABLES, Parameter
+from thinkjepa_ros.bridge.parameter import Parameter, Parameters
+from thinkjepa_ros.bridge.parameters import TABLES
 
+#: A name ends with its unit (`change`: grey levels).
+UNITS = ("s", "hz", "px", "gib", "change")
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = [pytest.param(row, id=f"{node}-{row.name}") for node, table in TABLES.items() for row in table]
 
@@ -34,9 +40,7 @@ def test_rows_are_sound(row: Parameter):
     assert row.refusal(row.default) is None and row.description.endswith(".")
     assert row.bounds is None or not isinstance(row.default, bool)
     if isinstance(row.default, float):
-        assert row.bounds is not None and row.name.rsplit("_", 1)[1] in ("s", "hz", "px"), (
-            "a number has a range and a unit"
-        )
+        assert row.bounds is not None and row.name.rsplit("_", 1)[1] in UNITS, "a number has a range and a unit"
         for wrong in (
             math.nan,
             math.inf,
@@ -63,6 +67,36 @@ def test_strings_are_bounded_and_checked():
     assert "characters" in rows["instruction"].refusal("x" * (parameters.MAX_INSTRUCTION + 1))
 
 
+def test_a_list_holds_integers_in_range_and_may_be_empty():
+    row = next(row for row in TABLES["thinker"] if row.name == "layers")
+    assert row.refusal([]) is None and row.refusal([0, 4, 27]) is None
+    for wrong in ([0.5], [True], ["1"], [-1], [256], 3, (0, 1), None, "0 4"):
+        assert "layers" in (row.refusal(wrong) or ""), wrong
+
+
+@pytest.mark.parametrize("given", [[], [1, 3]])
+def test_a_list_can_be_given_on_the_command_line(ros_domain, given):
+    """An empty list has no type in ROS, and rclpy hands it over as nothing at all."""
+    context = rclpy.Context()
+    rclpy.init(context=context, args=["--ros-args", "-p", f"layers:={given}"])
+    try:
+        node = Node("thinker", context=context)
+        assert Parameters(node, TABLES["thinker"], lambda changed: None)["layers"] == given
+    finally:
+        rclpy.shutdown(context=context)
+
+
+@pytest.mark.parametrize("given", ["[0.5]", "[true]", "3", "[a]", "[256]"])
+def test_a_wrong_list_on_the_command_line_is_refused(ros_domain, given):
+    context = rclpy.Context()
+    rclpy.init(context=context, args=["--ros-args", "-p", f"layers:={given}"])
+    try:
+        with pytest.raises(InvalidParameterValueException, match="layers"):
+            Parameters(Node("thinker", context=context), TABLES["thinker"], lambda changed: None)
+    finally:
+        rclpy.shutdown(context=context)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.sampled_from([row for table in TABLES.values() for row in table]),
@@ -74,13 +108,15 @@ def test_strings_are_bounded_and_checked():
         st.text(max_size=3000),
         st.binary(max_size=10),
         st.lists(st.floats(), max_size=3),
+        st.lists(st.integers(), max_size=3),
     ),
 )
 def test_no_value_outside_the_table_is_accepted(row: Parameter, value):
     if row.refusal(value) is None:
         assert type(value) is type(row.default)
         if row.bounds is not None:
-            assert row.bounds[0] <= value <= row.bounds[1]
+            numbers = value if isinstance(value, list) else [value]
+            assert all(row.bounds[0] <= number <= row.bounds[1] for number in numbers)
         if row.choices:
             assert value in row.choices
     else:

@@ -17,7 +17,7 @@ from . import qos
 from .camera_input import CameraInput
 from .ledger import Entry, Fate, Ledger
 from .lifecycle import JOIN_S, LoadingNode
-from .parameters import Parameter, Parameters
+from .parameter import Parameter, Parameters
 from .reports import Picture, diagnostics_message, status_message
 from .worker import Pacer, Worker
 

@@ -1,83 +1,21 @@
 """The parameters of the nodes: one table each, from which they are declared, checked and documented.
 
 `python -m thinkjepa_ros.bridge.parameters` writes docs/parameters.md and config/*.yaml from the tables.
-A refused update leaves every value as it was and says why. Units are part of the names (`_s`, `_hz`, `_px`).
+Units are part of the names (`_s`, `_hz`, `_px`).
 """
 
 from __future__ import annotations
 
-import math
-import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
-from rclpy.node import Node
+from .parameter import Parameter, Value
 
-Value = bool | int | float | str
-
-#: An instruction is a sentence or a paragraph; more would only crowd out the images in the thinker's context.
-MAX_INSTRUCTION = 2000
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One row. bounds: inclusive range of a number; choices, pattern: of a string. dynamic: may be set at any time."""
-
-    name: str
-    default: Value
-    description: str
-    bounds: tuple[float, float] | None = None
-    choices: tuple[str, ...] = ()
-    pattern: str = ""
-    max_length: int = 1000
-    dynamic: bool = False
-
-    def refusal(self, value: Any) -> str | None:
-        """Why `value` cannot be set, in a sentence; None when it can."""
-        if type(value) is not type(self.default):
-            hint = f" (write {float(value)})" if isinstance(self.default, float) and type(value) is int else ""
-            return f"{self.name} is of type {type(self.default).__name__}, {value!r} is {type(value).__name__}{hint}"
-        if isinstance(value, str):
-            if len(value) > self.max_length:
-                return f"{self.name} takes at most {self.max_length} characters, got {len(value)}"
-            if self.choices and value not in self.choices:
-                return f"{self.name} must be one of {', '.join(self.choices)}, not {value!r}"
-            if self.pattern and not re.fullmatch(self.pattern, value):
-                return f"{self.name} must look like {self.pattern}, not {value!r}"
-        elif self.bounds is not None and not (math.isfinite(value) and self.bounds[0] <= value <= self.bounds[1]):
-            return f"{self.name} must lie between {self.bounds[0]:g} and {self.bounds[1]:g}, not {value!r}"
-        return None
-
-    @property
-    def limits(self) -> str:
-        """Range or choices for people."""
-        if self.choices:
-            return ", ".join(self.choices)
-        if self.bounds is not None:
-            return f"{self.bounds[0]:g} … {self.bounds[1]:g}"
-        return "true, false" if isinstance(self.default, bool) else ""
-
-    def descriptor(self) -> ParameterDescriptor:
-        """What `ros2 param describe` shows."""
-        described = ParameterDescriptor(
-            description=self.description,
-            read_only=not self.dynamic,
-            additional_constraints=self.limits if isinstance(self.default, str) else "",
-        )
-        if self.bounds is not None and isinstance(self.default, float):
-            described.floating_point_range = [
-                FloatingPointRange(from_value=float(self.bounds[0]), to_value=float(self.bounds[1]))
-            ]
-        elif self.bounds is not None:
-            described.integer_range = [
-                IntegerRange(from_value=int(self.bounds[0]), to_value=int(self.bounds[1]), step=1)
-            ]
-        return described
+#: What the thinker takes (thinker/inputs.py, without importing it): more would only crowd out the images.
+MAX_INSTRUCTION = 500
+MAX_TEMPLATE = 2000
 
 
 def _model(what: str) -> tuple[Parameter, ...]:
@@ -191,6 +129,50 @@ PREDICTOR = (
 THINKER = (
     *_model("thinker"),
     Parameter(
+        "dtype",
+        "auto",
+        "What the model computes in. auto: bfloat16 on CUDA, float32 on the CPU.",
+        choices=("auto", "float32", "float16", "bfloat16"),
+    ),
+    Parameter(
+        "attention",
+        "sdpa",
+        "How attention is computed. flash_attention_2 needs CUDA and the package flash-attn.",
+        choices=("sdpa", "eager", "flash_attention_2"),
+    ),
+    Parameter(
+        "quantization",
+        "none",
+        "int8: the weights of the linear layers are kept in 8 bits; needs the package torchao.",
+        choices=("none", "int8"),
+    ),
+    Parameter(
+        "memory_gib",
+        0.0,
+        "The most device memory that model and thoughts may take. 0: no cap.",
+        bounds=(0.0, 4096.0),
+    ),
+    Parameter(
+        "layers",
+        [],
+        "Decoder layers whose states are handed out, ascending, counted from 0. Empty: those of the reference on 28 "
+        "layers, else eight spread evenly. The predictor must have been trained with the same.",
+        bounds=(0, 255),
+    ),
+    Parameter(
+        "pool",
+        "all",
+        "Which prompt tokens the prompt row averages: all, those of the text, or those of the images.",
+        choices=("all", "text", "visual"),
+    ),
+    Parameter(
+        "publish_tokens",
+        False,
+        "Add the state of every token to the guidance. Many megabytes per thought with a large model.",
+        dynamic=True,
+    ),
+    Parameter("subgoal", "", "Folder of a head that turns the states into a sub-goal. Empty: none.", max_length=4096),
+    Parameter(
         "niceness",
         5,
         "How far loading and thinking stand back where processes compete for the processor: a thought must not delay "
@@ -205,6 +187,12 @@ THINKER = (
         bounds=(0.05, 3600.0),
         dynamic=True,
     ),
+    Parameter(
+        "think_on_request",
+        False,
+        "Think only when the service `~/think` is called.",
+        dynamic=True,
+    ),
     Parameter("window_s", 8.0, "How far back a thought looks.", bounds=(0.6, 120.0)),
     Parameter(
         "sample_period_s",
@@ -213,9 +201,25 @@ THINKER = (
         bounds=(0.05, 0.3),
     ),
     Parameter(
+        "min_scene_change",
+        0.0,
+        "A thought is left out while the newest image differs from that of the last thought by less than this (mean "
+        "over the pixels, 0 to 255) and the question is the same, as long as the last guidance has more than half of "
+        "its life before it. 0: never.",
+        bounds=(0.0, 255.0),
+        dynamic=True,
+    ),
+    Parameter(
         "max_new_tokens",
-        8,
+        16,
         "Length of a thought in tokens; 0 exports the states of the prompt only.",
+        bounds=(0, 4096),
+        dynamic=True,
+    ),
+    Parameter(
+        "think_tokens",
+        0,
+        "So many of them may be spent inside <think>; then </think> is forced and the answer follows. 0: no limit.",
         bounds=(0, 4096),
         dynamic=True,
     ),
@@ -224,6 +228,14 @@ THINKER = (
         30.0,
         "A thought is ended here; a model call that does not return by then is reported as state HUNG.",
         bounds=(0.1, 3600.0),
+        dynamic=True,
+    ),
+    Parameter(
+        "exit_when_hung_s",
+        0.0,
+        "A model call that still has not returned after this long cannot be ended; the process ends instead, with "
+        "status 3, for whoever restarts it (launch: respawn:=true). 0: never.",
+        bounds=(0.0, 86400.0),
         dynamic=True,
     ),
     Parameter(
@@ -240,44 +252,18 @@ THINKER = (
         max_length=MAX_INSTRUCTION,
         dynamic=True,
     ),
+    Parameter(
+        "prompt_template",
+        "",
+        "The question, with {instruction} where the instruction goes, until one comes on `~/prompt_template`. Setting "
+        "it begins a fresh thought. Empty: the question of the checkpoint, which is the one it was trained with.",
+        max_length=MAX_TEMPLATE,
+        dynamic=True,
+    ),
     _AUTOSTART,
 )
 
 TABLES: Mapping[str, tuple[Parameter, ...]] = {"predictor": PREDICTOR, "thinker": THINKER}
-
-
-class Parameters:
-    """The parameters of a running node: declared from a table, checked on every update, read without ROS calls.
-
-    on_change: called in the executor thread with the names of the values that were just changed.
-    Construction raises rclpy's parameter exceptions when an override (YAML, command line) is refused.
-    """
-
-    def __init__(self, node: Node, table: Iterable[Parameter], on_change: Callable[[set[str]], None]) -> None:
-        self._rows = {row.name: row for row in table}
-        self._values: dict[str, Value] = {row.name: row.default for row in self._rows.values()}
-        self._on_change = on_change
-        self._declared = False
-        node.add_on_set_parameters_callback(self._on_set)  # before declaring: overrides are checked like updates
-        for row in self._rows.values():
-            node.declare_parameter(row.name, row.default, row.descriptor())
-        self._declared = True
-
-    def _on_set(self, updates: list[Any]) -> SetParametersResult:
-        ours = [update for update in updates if update.name in self._rows]
-        for update in ours:
-            if (reason := self._rows[update.name].refusal(update.value)) is not None:
-                return SetParametersResult(successful=False, reason=reason)
-        # All are accepted, and ours is the only callback of these nodes: the values may take effect here. (The
-        # callback after the fact does not exist in Humble.)
-        changed = {update.name for update in ours if self._values[update.name] != update.value}
-        self._values.update({update.name: update.value for update in ours})
-        if changed and self._declared:
-            self._on_change(changed)
-        return SetParametersResult(successful=True)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._values[name]
 
 
 def _literal(value: Value) -> str:
@@ -326,9 +312,8 @@ def render_docs() -> str:
             "|---|---|---|---|---|---|",
         ]
         for row in table:
-            kind = {"float": "double", "str": "string"}.get(type(row.default).__name__, type(row.default).__name__)
             lines.append(
-                f"| `{row.name}` | {kind} | `{_literal(row.default)}` | {row.limits} "
+                f"| `{row.name}` | {row.kind} | `{_literal(row.default)}` | {row.limits} "
                 f"| {'yes' if row.dynamic else 'no'} | {row.description} |"
             )
     return "\n".join(lines) + "\n"

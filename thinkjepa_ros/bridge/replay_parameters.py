@@ -1,8 +1,8 @@
-"""The parameters of the player and of the evaluator; see `parameters` for how such a table works."""
+"""The parameters of the player and of the evaluator; see `parameter` for how such a table works."""
 
 from __future__ import annotations
 
-from thinkjepa_ros.bridge.parameters import Parameter
+from .parameter import Parameter
 
 PLAYER = (
     Parameter("bag", "", "The recording: a rosbag2 folder, or one of its .mcap or .db3 files.", max_length=4096),

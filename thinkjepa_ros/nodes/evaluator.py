@@ -26,7 +26,7 @@ from std_msgs.msg import Header
 
 from thinkjepa_ros.bridge.images import ImageError, to_camera
 from thinkjepa_ros.bridge.messages import MessageError, forecast_from_message, stamp_ns
-from thinkjepa_ros.bridge.parameters import Parameters
+from thinkjepa_ros.bridge.parameter import Parameters
 from thinkjepa_ros.bridge.qos import IMAGES, LATCHED
 from thinkjepa_ros.bridge.recorder import Recorder
 from thinkjepa_ros.bridge.replay_parameters import EVALUATOR

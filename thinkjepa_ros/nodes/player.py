@@ -28,7 +28,7 @@ from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Header
 
 from thinkjepa_ros.bridge.lockstep import Answers
-from thinkjepa_ros.bridge.parameters import Parameters
+from thinkjepa_ros.bridge.parameter import Parameters
 from thinkjepa_ros.bridge.qos import IMAGES, LATCHED
 from thinkjepa_ros.bridge.replay_parameters import PLAYER
 from thinkjepa_ros.bridge.stamps import NS, Restamper, message_class, read_stamp
