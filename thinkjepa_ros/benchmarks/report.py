@@ -41,13 +41,15 @@ def name(dtype: torch.dtype) -> str:
 
 
 def show(group: Group, console: Console) -> None:
-    """One table for the group, its ratios and its targets below it."""
+    """One table for the group, its ratios and its targets below it. Columns of parts are medians in milliseconds."""
     console.print(f"[bold]{group.title} · {name(group.dtype)}[/bold]", highlight=False)
     table = Table()
     on_gpu = group.device.type == "cuda"
-    for column in ("", "p50 ms", "p99 ms", "runs", "GFLOP", "roofline ms", "times roofline"):
+    parts = list(dict.fromkeys(part for variant in group.variants for part in variant.parts))
+    columns = ("", "p50 ms", "p99 ms", "runs", *parts, "GFLOP", "roofline ms", "times roofline")
+    for column in columns:
         table.add_column(column, justify="left" if column == "" else "right", overflow="fold")
-    table.add_column("allocates" if on_gpu else "masks", justify="right")
+    table.add_column("allocates" if on_gpu or group.allocations else "masks", justify="right")
     table.add_column("difference", justify="right")
     for variant in group.variants:
         if not variant.times:
@@ -58,6 +60,7 @@ def show(group: Group, console: Console) -> None:
             _short(figures["p50_ms"]),
             _short(figures["p99_ms"]),
             str(figures["runs"]),
+            *(_short(figures["parts_ms"][part]["p50"]) if part in variant.parts else "" for part in parts),
             _short(variant.work.flops * 1e-9),
             _short(figures["roofline_ms"]),
             _short(figures["times_roofline"]),
@@ -98,9 +101,12 @@ def _target(target: Target, group: Group) -> str:
     if value is None:
         return ""
     verdict = "[green]met[/green]" if met else "[red]not met[/red]"
+    what = f"{target.name}, {target.part}," if target.part else target.name
     if target.beside:
-        return f"{target.name} at least {target.limit:g} times as fast as {target.beside}: {value:.2f}, {verdict}"
-    return f"{target.name} at most {target.limit:g} ms (p{target.percentile:g}): {value:.1f}, {verdict}"
+        return f"{what} at least {target.limit:g} times as fast as {target.beside}: {value:.2f}, {verdict}"
+    if target.size:
+        return f"{what} at most {in_units(target.limit)}: {in_units(value)}, {verdict}"
+    return f"{what} at most {target.limit:g} ms (p{target.percentile:g}): {value:.1f}, {verdict}"
 
 
 def in_units(value: float) -> str:
@@ -120,6 +126,10 @@ def _figures(variant: Variant, group: Group) -> dict[str, Any]:
         "runs": len(variant.times),
         "roofline_ms": 1e3 * roof,
         "times_roofline": float(p50 / roof),
+        "parts_ms": {
+            part: {"p50": float(1e3 * np.median(times)), "p99": float(1e3 * np.percentile(times, 99))}
+            for part, times in variant.parts.items()
+        },
     }
 
 
@@ -141,6 +151,7 @@ def _group(group: Group) -> dict[str, Any]:
                 "flops": v.work.flops,
                 "bytes": v.work.bytes,
                 "memory_bytes": v.memory,
+                "size_bytes": v.size,
                 "same_as": v.same_as,
                 "difference": v.difference if v.same_as else None,
                 **_figures(v, group),
@@ -159,6 +170,8 @@ def _group(group: Group) -> dict[str, Any]:
                 "beside": t.beside,
                 "limit": t.limit,
                 "percentile": t.percentile,
+                "part": t.part,
+                "size": t.size,
                 "value": t.value(group),
                 "met": t.met(group),
             }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import memory
 from .roofline import Peak, Work
 
 Call = Callable[[], object]
@@ -17,30 +19,43 @@ Call = Callable[[], object]
 _ROUNDS = 3
 
 
+class UnequalError(RuntimeError):
+    """Two things that were to be compared do not give the same numbers."""
+
+
 @dataclass
 class Variant:
-    """One way to do something. `call` returns its output (or several), which is compared with `same_as`'s."""
+    """One way to do something. `call` returns its output (or several), which is compared with `same_as`'s.
+
+    told: after a call, the seconds that each part of it took, where the call itself knows.
+    """
 
     name: str
     call: Call
     work: Work
     same_as: str = ""  #: the variant that must give the same numbers
     note: str = ""
-    memory: float = 0.0  #: bytes of attention masks on a CPU; on a GPU what a call allocates at its peak, measured
+    within: float = math.inf  #: a larger difference, as a share of same_as's largest value, is an UnequalError
+    told: Callable[[], Mapping[str, float]] | None = None
+    size: float = 0.0  #: bytes that it puts out, where that is promised
+    memory: float = 0.0  #: bytes a call allocates at its peak, measured; of attention masks, by formula (see Group)
     difference: float = float("nan")  #: largest absolute difference to same_as, measured
     scale: float = float("nan")  #: largest absolute value of its output
     times: list[float] = field(default_factory=list)  #: seconds
+    parts: dict[str, list[float]] = field(default_factory=dict)  #: seconds of each part told
 
 
 @dataclass(frozen=True)
 class Target:
     """What the figure ought to be: a percentile of the time of `name` in milliseconds, or with `beside` the median
-    ratio of beside's time to its own."""
+    ratio of beside's time to its own; of one `part` of both, if that is named; with `size` its size in bytes."""
 
     name: str
     limit: float
     beside: str = ""
     percentile: float = 50
+    part: str = ""
+    size: bool = False
 
     def met(self, group: Group) -> bool | None:
         """None where nothing was measured."""
@@ -49,14 +64,19 @@ class Target:
 
     def value(self, group: Group) -> float | None:
         if self.beside:
-            return group.ratio(self.beside, self.name)
-        times = group[self.name].times
+            return group.ratio(self.beside, self.name, self.part)
+        times = group.seconds(self.name, self.part)
+        if self.size:
+            return group[self.name].size if times else None
         return float(1e3 * np.percentile(times, self.percentile)) if times else None
 
 
 @dataclass
 class Group:
-    """Things to be compared, on one device in one data type."""
+    """Things to be compared, on one device in one data type.
+
+    allocations: measure what calls allocate on a processor too; else `memory` there is what the variants say.
+    """
 
     title: str
     dtype: torch.dtype
@@ -65,6 +85,7 @@ class Group:
     device: torch.device
     pairs: Sequence[tuple[str, str]] = ()  #: (slow, fast): ratios to print
     targets: Sequence[Target] = ()
+    allocations: bool = False
 
     def __getitem__(self, name: str) -> Variant:
         return next(v for v in self.variants if v.name == name)
@@ -72,11 +93,15 @@ class Group:
     def release(self) -> None:
         """Let go of the models; the figures stay."""
         for variant in self.variants:
-            variant.call = _released
+            variant.call, variant.told = _released, None
 
-    def ratio(self, slow: str, fast: str) -> float | None:
+    def seconds(self, name: str, part: str = "") -> list[float]:
+        """Times of a variant, or of one part of it; empty where nothing was measured."""
+        return self[name].parts.get(part, []) if part else self[name].times
+
+    def ratio(self, slow: str, fast: str, part: str = "") -> float | None:
         """Median over the rounds of slow's time over fast's time in the same round."""
-        pairs = list(zip(self[slow].times, self[fast].times, strict=False))
+        pairs = list(zip(self.seconds(slow, part), self.seconds(fast, part), strict=False))
         return float(np.median([a / b for a, b in pairs])) if pairs else None
 
 
@@ -94,20 +119,13 @@ def measure(group: Group, seconds: float, tick: Callable[[float], None] = lambda
     with torch.inference_mode():
         outputs: dict[str, list[Tensor]] = {}
         for variant in group.variants:
-            wait()
-            if on_gpu:
-                torch.cuda.reset_peak_memory_stats(group.device)
-                held = torch.cuda.memory_allocated(group.device)
-            outputs[variant.name] = [t.detach().cpu().float() for t in _tensors(variant.call())]
-            wait()
-            if on_gpu:
-                variant.memory = float(torch.cuda.max_memory_allocated(group.device) - held)
+            if on_gpu or group.allocations:
+                output, variant.memory = memory.peak(variant.call, group.device)
+            else:
+                output = variant.call()
+            outputs[variant.name] = [t.detach().cpu().float() for t in _tensors(output)]
         for variant in group.variants:
-            own = outputs[variant.name]
-            variant.scale = max((float(t.abs().max()) for t in own), default=float("nan"))
-            if variant.same_as:
-                other = outputs[variant.same_as]
-                variant.difference = max(float((a - b).abs().max()) for a, b in zip(own, other, strict=True))
+            _compare(variant, outputs)
         outputs.clear()
         for variant in group.variants:  # once more: now memory and kernels are all there
             variant.call()
@@ -121,8 +139,29 @@ def measure(group: Group, seconds: float, tick: Callable[[float], None] = lambda
                 variant.call()
                 wait()
                 variant.times.append(time.perf_counter() - start)
+                for part, took in (variant.told() if variant.told else {}).items():
+                    variant.parts.setdefault(part, []).append(took)
             rounds += 1
             tick(min(1.0, (time.perf_counter() - began) / budget))
+
+
+def _compare(variant: Variant, outputs: Mapping[str, list[Tensor]]) -> None:
+    """Fill in scale and difference. Raises UnequalError."""
+    own = outputs[variant.name]
+    variant.scale = _largest(own)
+    if not variant.same_as:
+        return
+    other = outputs[variant.same_as]
+    variant.difference = _largest([a - b for a, b in zip(own, other, strict=True)])
+    if math.isfinite(variant.within) and not variant.difference <= variant.within * _largest(other):
+        raise UnequalError(
+            f"{variant.name} and {variant.same_as} do not give the same numbers (they differ by "
+            f"{variant.difference:.2g} of {_largest(other):.2g}), so comparing their times would say nothing"
+        )
+
+
+def _largest(tensors: Sequence[Tensor]) -> float:
+    return max((float(t.abs().max()) for t in tensors), default=float("nan"))
 
 
 def _released() -> object:
