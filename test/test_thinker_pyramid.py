@@ -9,7 +9,7 @@ import pytest
 import torch
 from thinker_kit import frames, fresh_thinker
 
-from thinkjepa_ros.thinker import pyramid
+from thinkjepa_ros.thinker import decode, pyramid
 from thinkjepa_ros.thinker.errors import Cancelled, ThinkerError
 
 LAYERS = (0, 1, 2, 3)
@@ -90,7 +90,7 @@ def test_states_equal_one_forward_without_cache(model, inputs):
     ids = torch.cat([inputs["input_ids"], torch.tensor([ours.tokens])], 1)
     types = torch.cat([inputs["mm_token_type_ids"], torch.zeros(1, NEW, dtype=torch.int32)], 1)
     positions, _ = model.model.get_rope_index(ids, mm_token_type_ids=types, video_grid_thw=inputs["video_grid_thw"])
-    with torch.inference_mode(), pyramid.LayerTap(model.model.language_model.layers, LAYERS, lambda: None) as tap:
+    with torch.inference_mode(), decode.LayerTap(model.model.language_model.layers, LAYERS, lambda: None) as tap:
         model(**{**inputs, "input_ids": ids, "mm_token_type_ids": types}, position_ids=positions, use_cache=False)
         whole = torch.stack(tap.take())
     torch.testing.assert_close(torch.cat([ours.prompt_states, ours.generated_states], 1), whole, atol=1e-5, rtol=0)

@@ -161,6 +161,7 @@ def guidance_from_message(message: GuidanceMsg) -> Guidance:
     for name in (*_WORDS, "subgoal_space"):
         length = len(getattr(m, name))
         _require(length <= _MAX_TEXT, f"{name} has {length} characters, at most {_MAX_TEXT} are taken")
+    states, streams = _tokens_from(m)
     return Guidance(
         pyramid=_floats(m, "data", "dtype", (m.layers, m.streams, m.width)),
         layers=layers,
@@ -170,7 +171,8 @@ def guidance_from_message(message: GuidanceMsg) -> Guidance:
         epoch=m.epoch,
         sequence=m.sequence,
         subgoal=_subgoal_from(m),
-        **_tokens_from(m),
+        states=states,
+        streams=streams,
         **{name: getattr(m, name) for name in _WORDS},
     )
 
@@ -188,13 +190,13 @@ def _floats(m: GuidanceMsg, name: str, kind: str, shape: tuple[int, ...]) -> np.
     return floats.reshape(shape)
 
 
-def _tokens_from(m: GuidanceMsg) -> dict[str, np.ndarray]:
+def _tokens_from(m: GuidanceMsg) -> tuple[np.ndarray | None, np.ndarray | None]:
     _require(
         len(m.token_streams) == m.tokens, f"token_streams has {len(m.token_streams)} entries for {m.tokens} tokens"
     )
     states = _floats(m, "token_data", "dtype", (m.layers, m.tokens, m.width))
     if not m.tokens:
-        return {}
+        return None, None
     streams = np.frombuffer(m.token_streams, np.uint8).copy()
     _require(int(streams.max()) <= GENERATED, f"token_streams holds {streams.max()}, known are 0 to {GENERATED}")
     said = streams == GENERATED
@@ -203,7 +205,7 @@ def _tokens_from(m: GuidanceMsg) -> dict[str, np.ndarray]:
         bool(said.any()) == bool(m.present[1]),
         f"token_streams names {said.sum()} generated tokens, present says {bool(m.present[1])}",
     )
-    return {"states": states, "streams": streams}
+    return states, streams
 
 
 def _subgoal_from(m: GuidanceMsg) -> Subgoal | None:

@@ -8,6 +8,8 @@ and other servers do not have.
 
 from __future__ import annotations
 
+import contextlib
+import re
 import unicodedata
 import zlib
 from collections import OrderedDict
@@ -21,32 +23,56 @@ import torch
 from transformers import PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
+from .folder import VIEWS
+
 #: Longer instructions are refused: every thought would pay for them again.
 MAX_INSTRUCTION_CHARS = 500
+#: Longer question templates are refused for the same reason.
+MAX_QUESTION_CHARS = 2000
 #: Bars of a letterboxed frame: the grey that the normalisation maps to (nearly) zero.
 BAR_VALUE = 127
 _NO_INSTRUCTION = "none"
 
 
-def fit(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Image uint8 [H, W, 3] of any size -> uint8 [size[0], size[1], 3], aspect kept, grey bars where it does not fill.
+def fit(rgb: np.ndarray, size: tuple[int, int], view: str = "whole") -> np.ndarray:
+    """Image uint8 [H, W, 3] of any size -> uint8 [size[0], size[1], 3], its aspect kept.
 
-    Letterbox rather than centre crop: a lamp at the border of the picture is what the thinker is for. Shrinks by area
-    averaging; enlarges linearly. An image that already has the size is returned as it is.
+    view "whole": letterbox, with grey bars where the image does not fill; a lamp at the border of the picture is what
+    the thinker is for. "centre": the largest part of the aspect of `size` around the centre (a square for a square
+    size), for models trained on such a view. Shrinks by area averaging; enlarges linearly. An image that already has
+    the size is returned as it is. ValueError for another view.
     """
+    if view not in VIEWS:
+        raise ValueError(f"view is {view!r}, must be one of {', '.join(VIEWS)}")
+    if rgb.shape[:2] == size:
+        return rgb
+    if view == "centre":
+        return _resized(_central(rgb, size), size)
     height, width = size
     h, w = rgb.shape[:2]
-    if (h, w) == (height, width):
-        return rgb
     scale = min(height / h, width / w)
     new_h, new_w = max(1, round(h * scale)), max(1, round(w * scale))
-    small = cv2.resize(rgb, (new_w, new_h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    if (new_h, new_w) == (height, width):
+    small = _resized(rgb, (new_h, new_w))
+    if (new_h, new_w) == size:
         return small
     out = np.full((height, width, 3), BAR_VALUE, np.uint8)
     top, left = (height - new_h) // 2, (width - new_w) // 2
     out[top : top + new_h, left : left + new_w] = small
     return out
+
+
+def _central(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The largest part of rgb with the aspect of `size`, around its centre."""
+    h, w = rgb.shape[:2]
+    part_h = min(h, max(1, round(w * size[0] / size[1])))
+    part_w = min(w, max(1, round(h * size[1] / size[0])))
+    top, left = (h - part_h) // 2, (w - part_w) // 2
+    return rgb[top : top + part_h, left : left + part_w]
+
+
+def _resized(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    shrinks = size[0] < rgb.shape[0] or size[1] < rgb.shape[1]
+    return cv2.resize(rgb, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def patchify(pair: np.ndarray, patch: int, merge: int) -> torch.Tensor:
@@ -114,8 +140,7 @@ class PairEncoder:
             while len(self._kept) > self._capacity:
                 self._kept.popitem(last=False)
             return features, True
-        # A clock jump may clear the cache from another thread between the two lines: then there is nothing to reorder.
-        if key in self._kept:
+        with contextlib.suppress(KeyError):  # a clock jump may have cleared the cache from another thread meanwhile
             self._kept.move_to_end(key)
         return known, False
 
@@ -138,7 +163,6 @@ class Prompt:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, question: str) -> None:
         self._tokenizer = tokenizer
-        self._question = question
         mark = "\u2063"
         rendered = tokenizer.apply_chat_template(
             [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
@@ -147,9 +171,31 @@ class Prompt:
         if not found:
             raise ValueError("the chat template drops the content of the user's message")
         self._head, self._tail = head, tail
+        self.tail: list[int] = tokenizer.encode(tail, add_special_tokens=False)  #: what the prompt ends with
         self._video_pad: Any = tokenizer.convert_tokens_to_ids("<|video_pad|>")
         # Longest first, so that no added token is left over as part of another.
         self._reserved = sorted((str(t) for t in tokenizer.get_added_vocab()), key=len, reverse=True)
+        self._default = self._question = self._checked(question)
+
+    @property
+    def question(self) -> str:
+        """The template of the question; `{instruction}` stands for the instruction."""
+        return self._question
+
+    def ask(self, question: str) -> None:
+        """Ask this from the next prompt on; an empty one is the first one again. ValueError if it cannot be asked."""
+        self._question = self._checked(question) if question.strip() else self._default
+
+    def _checked(self, question: str) -> str:
+        if len(question) > MAX_QUESTION_CHARS:
+            raise ValueError(f"the question has {len(question)} characters, at most {MAX_QUESTION_CHARS} are allowed")
+        if not all(c.isprintable() or c == "\n" for c in question):
+            raise ValueError("the question holds characters that cannot be printed; only line breaks are allowed")
+        if token := next((t for t in self._reserved if t in question), None):
+            raise ValueError(f"the question holds the control token {token}; the chat template puts those in by itself")
+        if unknown := next((n for n in re.findall(r"{(\w*)}", question) if n != "instruction"), None):
+            raise ValueError(f"the question holds {{{unknown}}}; only {{instruction}} is filled in")
+        return question
 
     def words(self, instruction: str) -> str:
         """The instruction as it goes into the prompt: one printable line, no control tokens. ValueError if too long."""

@@ -7,23 +7,25 @@ What is taken (pinned by tests against `generate(output_hidden_states=True)`):
 * DeepStack adds visual features behind the first layers; the output of those layers is taken before that addition.
 * Every generated token is fed back once, so each has its state. `generate()` stops one forward earlier and has N - 1
   states for N tokens: ours without the last. The end-of-sequence token is not part of the thought: it is neither fed
-  back nor counted.
+  back nor counted. A </think> that was forced is a token like any other.
 
-Pooling happens on the device, in float32: what leaves it is two rows per layer.
+Pooling happens on the device, in float32: what leaves it is two rows per layer, unless the token form is asked for.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import DynamicCache, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration
 
+from .decode import EagerDecoder
 from .errors import Cancelled, ThinkerError, TimedOut
+from .marks import Budget
 
 #: Which prompt tokens the prompt row is the mean of.
 POOLS = ("all", "text", "visual")
@@ -67,58 +69,26 @@ class Halt:
             raise TimedOut("the deadline passed before the prompt was read; give the thought more time or fewer frames")
 
 
-class LayerTap:
-    """Keeps what the requested layers put out in the forward pass just run. Hooks live inside the `with` block only.
-
-    `check` is called as each tapped layer ends, so that a cancel does not have to wait for a long prefill.
-    """
-
-    def __init__(self, modules: Sequence[torch.nn.Module], layers: Iterable[int], check: Callable[[], None]) -> None:
-        self._modules = modules
-        self._layers = tuple(layers)
-        self._check = check
-        self._taken: dict[int, torch.Tensor] = {}
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> LayerTap:
-        self._handles = [self._modules[i].register_forward_hook(self._hook(i)) for i in self._layers]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._taken.clear()
-
-    def _hook(self, layer: int) -> Callable[..., None]:
-        def hook(_module: torch.nn.Module, _args: Any, out: Any) -> None:
-            self._taken[layer] = (out[0] if isinstance(out, tuple) else out).detach()
-            self._check()
-
-        return hook
-
-    def take(self) -> list[torch.Tensor]:
-        """States [S, D] of each requested layer; they are released here."""
-        taken, self._taken = self._taken, {}
-        return [taken[i][0] for i in self._layers]
-
-
 @dataclass
 class Thought:
     """What one run leaves behind.
 
     prompt, generated: float32 [L, D] on the CPU, means over the prompt's and the generated tokens (generated is None
     when there are none). tokens: generated ids without the end-of-sequence. stop: "length", "eos" or "deadline".
+    forced_end: </think> was put in because the budget was spent.
     prompt_states [L, S, D], generated_states [L, N, D]: the token form in the model's dtype and on its device, only on
-    request.
+    request (None without generated tokens).
     """
 
     prompt: torch.Tensor
     generated: torch.Tensor | None
     tokens: list[int]
     stop: str
+    forced_end: bool
     prompt_tokens: int
     prefill_s: float
     decode_s: float
+    pool_s: float
     prompt_states: torch.Tensor | None = None
     generated_states: torch.Tensor | None = None
 
@@ -131,13 +101,13 @@ class _Mean:
     count: int = 0
     kept: list[torch.Tensor] = field(default_factory=list)
 
-    def add(self, states: list[torch.Tensor], keep: bool) -> None:
-        stacked = torch.stack(states)
-        rows = stacked.float().sum(1)
-        self.total = rows if self.total is None else self.total + rows
-        self.count += stacked.shape[1]
+    def add(self, states: torch.Tensor, keep: bool) -> None:
+        """states [L, n, D] may be overwritten afterwards."""
+        rows = states.float().sum(1)
+        self.total = rows if self.total is None else self.total.add_(rows)
+        self.count += states.shape[1]
         if keep:
-            self.kept.append(stacked)
+            self.kept.append(states.clone())
 
     def value(self) -> torch.Tensor | None:
         return None if self.total is None else (self.total / self.count).cpu()
@@ -154,52 +124,53 @@ def run(
     pool: str = "all",
     on_tokens: Callable[[list[int]], None] | None = None,
     keep_states: bool = False,
+    budget: Budget | None = None,
+    decoder: EagerDecoder | None = None,
 ) -> Thought:
     """Read the prompt, then think greedily token by token.
 
     inputs: what `Prompt.assemble` returns (one prompt). on_tokens is called with all tokens so far after each.
+    budget: of this thought, closes its <think> block in time. decoder: one for this model and these layers that is kept
+    between thoughts; without it a new `EagerDecoder`.
     The deadline is looked at between tokens: what was generated until then counts. Raises Cancelled, and ThinkerError
     for states that are not finite.
     """
     if pool not in POOLS:
         raise ValueError(f"pool must be one of {', '.join(POOLS)}, not {pool!r}")
-    core, ids, types = model.model, inputs["input_ids"], inputs["mm_token_type_ids"]
-    length, ends = ids.shape[1], _end_tokens(model)
-    # Left to itself the model keeps positions in `rope_deltas`, where another request may find them: computed here.
-    positions, delta = core.get_rope_index(ids, mm_token_type_ids=types, video_grid_thw=inputs.get("video_grid_thw"))
-    text_config: Any = model.config.text_config
-    cache = DynamicCache(config=text_config)
+    if decoder is None:
+        decoder = EagerDecoder(model, layers)
+    elif decoder.layers != tuple(layers):
+        raise ValueError(f"the decoder taps layers {list(decoder.layers)}, asked for are {list(layers)}")
+    ids, types, ends = inputs["input_ids"], inputs["mm_token_type_ids"], _end_tokens(model)
+    length = ids.shape[1]
+    budget = budget or Budget()
     tokens: list[int] = []
     generated = _Mean()
     stop = "length"
-    started = time.monotonic()
-    with LayerTap(core.language_model.layers, layers, halt.raise_if_cancelled) as tap:
-        out = model(**inputs, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        states = torch.stack(tap.take())
+    clock = _Clock(model.device)
+    with decoder.thinking(halt.raise_if_cancelled):
+        positions, follows = _positions(model, inputs)
+        states = decoder.read(inputs, positions)
+        prefill_s = clock.lap()
         prompt = _masked_mean(states, types[0], pool)
-        _refuse_non_finite(prompt, layers, "prompt")
-        read = time.monotonic()
+        _refuse_non_finite(states, layers, "prompt")
+        pool_s = clock.lap()
+        kept = states if keep_states else None
+        del states
         while len(tokens) < max_new_tokens:
             halt.raise_if_cancelled()
             if halt.late:
                 stop = "deadline"
                 break
-            token = int(out.logits[0, -1].argmax())
+            token = budget.instead_of(decoder.choose())
             if token in ends:
                 stop = "eos"
                 break
+            generated.add(decoder.feed(token, follows + len(tokens)), keep_states)
             tokens.append(token)
-            position = (length + len(tokens) - 1 + delta).view(1, 1, 1).expand(3, 1, 1)
-            out = model(
-                input_ids=ids.new_tensor([[token]]),
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            generated.add(tap.take(), keep_states)
             if on_tokens is not None:
                 on_tokens(tokens)
+    decode_s = clock.lap()
     mean = generated.value()
     if mean is not None:
         _refuse_non_finite(mean, layers, "generated")
@@ -208,12 +179,43 @@ def run(
         generated=mean,
         tokens=tokens,
         stop=stop,
+        forced_end=budget.forced,
         prompt_tokens=length,
-        prefill_s=read - started,
-        decode_s=time.monotonic() - read,
-        prompt_states=states if keep_states else None,
+        prefill_s=prefill_s,
+        decode_s=decode_s,
+        pool_s=pool_s + clock.lap(),
+        prompt_states=kept,
         generated_states=torch.cat(generated.kept, 1) if generated.kept else None,
     )
+
+
+class _Clock:
+    """Seconds between laps, in which a device has done all that it was given."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = time.monotonic()
+
+    def lap(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        before, self._last = self._last, time.monotonic()
+        return self._last - before
+
+
+def _positions(model: Qwen3VLForConditionalGeneration, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
+    """Positions [3, 1, S] of the prompt's tokens, and that of the token that follows.
+
+    Left to itself the model keeps them in `rope_deltas`, where another request may find them. Computed on the CPU: it
+    is a loop over the pairs that asks for every number.
+    """
+    ids, grid = inputs["input_ids"], inputs.get("video_grid_thw")
+    positions, delta = model.model.get_rope_index(
+        ids.cpu(),
+        mm_token_type_ids=inputs["mm_token_type_ids"].cpu(),
+        video_grid_thw=None if grid is None else grid.cpu(),
+    )
+    return positions.to(ids.device), ids.shape[1] + int(delta)
 
 
 def _end_tokens(model: Qwen3VLForConditionalGeneration) -> frozenset[int]:
@@ -230,8 +232,10 @@ def _masked_mean(states: torch.Tensor, types: torch.Tensor, pool: str) -> torch.
     return states.float().mean(1).cpu()
 
 
-def _refuse_non_finite(rows: torch.Tensor, layers: Sequence[int], stream: str) -> None:
-    bad = [layer for layer, row in zip(layers, rows, strict=True) if not bool(row.isfinite().all())]
+def _refuse_non_finite(states: torch.Tensor, layers: Sequence[int], stream: str) -> None:
+    """Raises ThinkerError that names the layers of states [L, ..., D] which hold NaN or infinities."""
+    finite = states.isfinite().flatten(1).all(1).tolist()
+    bad = [layer for layer, fine in zip(layers, finite, strict=True) if not fine]
     if bad:
         raise ThinkerError(
             f"the states of the {stream} tokens are not finite after layers {bad}; "

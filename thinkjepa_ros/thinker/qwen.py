@@ -1,47 +1,56 @@
 """The thinker: Qwen3-VL looks at sparse frames over a long window and hands out guidance.
 
-One object, one worker: `think`, `observe` and `warm_up` are called from one thread; `forget` may come from another.
+One object, one worker: `think` and `warm_up` are called from one thread. `observe`, `forget` and `ask` may come from
+another, at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
 
-from ..values import Frame, Guidance
+from ..values import GENERATED, PROMPT_TEXT, PROMPT_VISUAL, Frame, Guidance
 from . import folder as folders
 from . import loading, pyramid
+from .decode import STATIC_ATTENTION, EagerDecoder, StaticDecoder
 from .errors import Cancelled, ThinkerError, TimedOut
 from .inputs import MAX_INSTRUCTION_CHARS, PairEncoder, Prompt, check_rgb, clean_line, fit
-from .window import Window
+from .marks import Transcript
+from .subgoal import SubgoalMaker
+from .window import Pair, Window
 
 __all__ = ["Cancelled", "Report", "Thinker", "ThinkerError", "TimedOut"]
-
-#: Text of a thought is shown in terminals and sent in every message: longer ones are cut.
-MAX_TEXT_CHARS = 500
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where the time of a thought went, in seconds, and how much it read and wrote."""
+    """How much a thought read and wrote, why it stopped, and where its time went, in seconds.
+
+    new_pairs: those that had to be encoded. stop: "length", "eos" or "deadline". forced_end: </think> was put in
+    because the thinking budget was spent. pool_s: means over tokens, their check, and the way off the device.
+    """
 
     pairs: int
     new_pairs: int
     prompt_tokens: int
     new_tokens: int
     stop: str
+    forced_end: bool
     vision_s: float
     prefill_s: float
     decode_s: float
+    pool_s: float
     total_s: float
 
 
@@ -57,6 +66,9 @@ class Thinker:
         layers: Sequence[int] | None = None,
         window: Window | None = None,
         pool: str = "all",
+        subgoal: str | Path | None = None,
+        prompt: str | None = None,
+        static: bool | None = None,
     ) -> None:
         text: Any = model.config.text_config
         self.layers = _checked_layers(layers, text.num_hidden_layers)
@@ -68,11 +80,21 @@ class Thinker:
         self.width: int = text.hidden_size
         self.window = window or Window()
         self.report: Report | None = None
-        self._model, self._tokenizer, self._pool = model, tokenizer, pool
-        self._prompt = Prompt(tokenizer, checkpoint.prompt)
+        self._model, self._pool, self._view = model, pool, checkpoint.view
+        try:
+            self._prompt = Prompt(tokenizer, checkpoint.prompt)
+        except ValueError as error:
+            raise ThinkerError(f"{checkpoint.folder}: {error}. Restore the checkpoint.") from None
+        self._transcript = Transcript(tokenizer, self._prompt.tail)
+        if prompt:
+            self.ask(prompt)
+        self._subgoal = SubgoalMaker.load(subgoal, self.layers, self.width) if subgoal else None
+        self._decoder = _decoder(model, self.layers, static)
         # Twice the window: a thought on an older instruction or a window moved back still finds its pairs.
         self._encoder = PairEncoder(model, self.image_size, capacity=2 * self.window.max_pairs)
         self._open: tuple[int, int, np.ndarray] | None = None
+        self._thinking = False
+        self._seen: np.ndarray | None = None  # newest frame of the last finished thought
 
     @classmethod
     def load(
@@ -84,15 +106,62 @@ class Thinker:
         *,
         window: Window | None = None,
         pool: str = "all",
+        attention: str = "sdpa",
+        quantization: str = "none",
+        memory_gib: float | None = None,
+        subgoal: str | Path | None = None,
+        prompt: str | None = None,
+        static: bool | None = None,
     ) -> Thinker:
         """Load a checkpoint folder (models/mini/thinker), or a hub id ("owner/name[@revision]") out of the local cache.
 
-        dtype: float32, float16 or bfloat16; default float32 on the CPU, bfloat16 on CUDA. layers: decoder layers to
-        export. pool: which prompt tokens the prompt row averages ("all", "text", "visual"). Raises ThinkerError with
-        the remedy.
+        dtype, attention, quantization, memory_gib: see `loading.load`. layers: decoder layers to export, default
+        `pyramid.default_layers`. pool: which prompt tokens the prompt row averages ("all", "text", "visual"). subgoal:
+        folder of a sub-goal head for these layers. prompt: see `ask`. static: decode with a cache of fixed length, as a
+        CUDA graph on CUDA; None: on CUDA where the attention can. Raises ThinkerError with the remedy.
         """
-        model, tokenizer, checkpoint = loading.load(path, device, dtype)
-        return cls(model, tokenizer, checkpoint, layers=layers, window=window, pool=pool)
+        model, tokenizer, checkpoint = loading.load(
+            path,
+            device,
+            dtype,
+            attention=attention,
+            quantization=quantization,
+            memory_gib=memory_gib,
+            window=window,
+        )
+        return cls(
+            model,
+            tokenizer,
+            checkpoint,
+            layers=layers,
+            window=window,
+            pool=pool,
+            subgoal=subgoal,
+            prompt=prompt,
+            static=static,
+        )
+
+    @property
+    def words(self) -> str:
+        """How it computes, for a log."""
+        precision = str(self._model.dtype).removeprefix("torch.")
+        return f"{self._model.device}, {precision}, {self._decoder.words}"
+
+    @property
+    def question(self) -> str:
+        """The template of the question; `{instruction}` stands for the instruction."""
+        return self._prompt.question
+
+    def ask(self, template: str) -> None:
+        """Ask this from the next thought on; an empty template is the checkpoint's own again.
+
+        `{instruction}` in it is filled in; without it the instruction plays no part. Raises ThinkerError, and keeps
+        the question it had, for one of more than 2000 characters, with control tokens or with another placeholder.
+        """
+        try:
+            self._prompt.ask(template)
+        except ValueError as error:
+            raise ThinkerError(f"{error}.") from None
 
     def warm_up(self) -> None:
         """Think once over a full window of grey frames, so that the first real thought is as quick as the others."""
@@ -111,9 +180,10 @@ class Thinker:
         return Frame(self._fit(frame.rgb), frame.stamp_ns, frame.frame_id)
 
     def observe(self, frame: Frame) -> None:
-        """Optional, between thoughts: encodes the pair that `frame` completes, so that the next thought finds it ready.
+        """Optional: encodes the pair that `frame` completes, so that the next thought finds it ready.
 
-        Frames come in the order of their stamps. Raises ThinkerError.
+        Frames come in the order of their stamps, from one thread. While a thought runs the pair is left to the next
+        one, so that neither waits for the other. Raises ThinkerError.
         """
         slot = self.window.slot(frame.stamp_ns)
         before = self._open
@@ -121,61 +191,139 @@ class Thinker:
             return
         rgb = self._fit(frame.rgb)
         self._open = (slot, frame.stamp_ns, rgb)
-        if slot % 2 == 0:
+        if slot % 2 == 0 or self._thinking:
             return
         second = (frame.stamp_ns, rgb)
         first = before[1:] if before is not None and before[0] == slot - 1 else second
         self._guarded(lambda: self._encoder.encode(first, second))
+
+    def scene_change(self, frames: Sequence[Frame]) -> float:
+        """How much the newest of `frames` differs from the newest frame of the last finished thought: mean absolute
+        difference of the prepared pictures, 0 to 255; infinite if there was no thought since `forget`.
+
+        Slow changes add up, since every frame is compared with the same one. ThinkerError without a frame.
+        """
+        if not frames:
+            raise ThinkerError("there is no frame to compare with the last thought.")
+        seen = self._seen
+        if seen is None:
+            return math.inf
+        now = self._fit(frames[-1].rgb)
+        return float(cv2.norm(now, seen, cv2.NORM_L1)) / now.size
 
     def think(
         self,
         frames: Sequence[Frame],
         instruction: str,
         *,
-        max_new_tokens: int = 8,
+        max_new_tokens: int = 16,
+        think_tokens: int | None = None,
         deadline_s: float | None = None,
         cancel: threading.Event | None = None,
         on_text: Callable[[str], None] | None = None,
         valid_for_s: float = 10.0,
         sequence: int = 0,
         epoch: int = 0,
+        tokens: bool = False,
     ) -> Guidance:
         """One thought over `frames` (stamps ascending, any size, dense or already sparse: the window picks from them).
 
-        deadline_s: seconds from now; passed between two tokens, the thought ends there and counts. on_text gets the
-        whole cleaned text so far after every token. The guidance carries the stamp of the newest frame that was looked
-        at. Greedy, so the same frames give the same guidance. Raises Cancelled, TimedOut (before the prompt was read),
-        and ThinkerError for frames or an instruction that cannot be used, memory that ran out, and states that are not
-        finite.
+        think_tokens: after so many tokens inside a <think> block it is closed; None: never. deadline_s: seconds from
+        now; passed between two tokens, the thought ends there and counts. on_text gets all that was written so far,
+        thought and answer in one clean line, after every token. tokens: export the state of each token as well. The
+        guidance carries the stamp of the newest frame that was looked at. Greedy, so the same frames give the same
+        guidance. Raises Cancelled, TimedOut (before the prompt was read), and ThinkerError for frames or an instruction
+        that cannot be used, memory that ran out, and states that are not finite.
         """
+        for name, value in (("max_new_tokens", max_new_tokens), ("think_tokens", think_tokens)):
+            if value is not None and value < 0:
+                raise ThinkerError(f"{name} must be 0 or more, not {value}.")
         halt = pyramid.Halt.after(deadline_s, cancel)
-        return self._guarded(
-            lambda: self._think(frames, instruction, max_new_tokens, halt, on_text, valid_for_s, sequence, epoch)
-        )
+        self._thinking = True
+        try:
+            guidance = self._guarded(
+                lambda: self._think(frames, instruction, halt, max_new_tokens, think_tokens, on_text, tokens)
+            )
+        finally:
+            self._thinking = False
+        return replace(guidance, valid_for_s=valid_for_s, sequence=sequence, epoch=epoch)
 
     def forget(self) -> None:
-        """Drop every cached pair: after a clock jump, or to give memory back."""
+        """Drop every cached pair and what the last thought saw: after a clock jump, or to give memory back."""
         self._encoder.clear()
-        self._open = None
+        self._open = self._seen = None
 
     def _think(
         self,
         frames: Sequence[Frame],
         instruction: str,
-        max_new_tokens: int,
         halt: pyramid.Halt,
+        max_new_tokens: int,
+        think_tokens: int | None,
         on_text: Callable[[str], None] | None,
-        valid_for_s: float,
-        sequence: int,
-        epoch: int,
+        tokens: bool,
     ) -> Guidance:
         started = time.monotonic()
+        words = self._prompt.words(instruction)
         pairs = self.window.choose([f.stamp_ns for f in frames])
+        inputs, new, newest = self._look(frames, pairs, instruction, halt)
+        looked = time.monotonic()
+        thought = pyramid.run(
+            self._model,
+            inputs,
+            self.layers,
+            max_new_tokens=max_new_tokens,
+            halt=halt,
+            pool=self._pool,
+            on_tokens=None if on_text is None else lambda written: on_text(self._transcript.line(written)),
+            keep_states=tokens,
+            budget=self._transcript.budget(think_tokens),
+            decoder=self._decoder,
+        )
+        finished = time.monotonic()
+        said = thought.generated is not None
+        rows = torch.zeros_like(thought.prompt) if thought.generated is None else thought.generated
+        pooled = torch.stack([thought.prompt, rows], 1)
+        written, answer = self._transcript.parts(thought.tokens)
+        states, streams = _token_form(thought, inputs["mm_token_type_ids"][0]) if tokens else (None, None)
+        guidance = Guidance(
+            pyramid=pooled.numpy(),
+            layers=self.layers,
+            stamp_ns=frames[pairs[-1].second].stamp_ns,
+            valid_for_s=0.0,
+            present=(True, said),
+            text=answer,
+            instruction=clean_line(instruction, MAX_INSTRUCTION_CHARS),
+            instruction_id=hashlib.blake2s(words.encode(), digest_size=4).hexdigest(),
+            model_id=self.model_id,
+            thought=written,
+            states=states,
+            streams=streams,
+            subgoal=self._subgoal.make(pooled, (True, said)) if self._subgoal else None,
+        )
+        ended = time.monotonic()
+        self.report = Report(
+            pairs=len(pairs),
+            new_pairs=new,
+            prompt_tokens=thought.prompt_tokens,
+            new_tokens=len(thought.tokens),
+            stop=thought.stop,
+            forced_end=thought.forced_end,
+            vision_s=looked - started,
+            prefill_s=thought.prefill_s,
+            decode_s=thought.decode_s,
+            pool_s=thought.pool_s + ended - finished,
+            total_s=ended - started,
+        )
+        self._seen = newest
+        return guidance
+
+    def _look(
+        self, frames: Sequence[Frame], pairs: Sequence[Pair], instruction: str, halt: pyramid.Halt
+    ) -> tuple[dict[str, Any], int, np.ndarray]:
+        """The prompt with its pairs encoded, how many of them had to be, and the newest picture that was looked at."""
         if not pairs:
             raise ThinkerError("there is no frame to think about; a thought needs at least one.")
-        if max_new_tokens < 0:
-            raise ThinkerError(f"max_new_tokens must be 0 or more, not {max_new_tokens}.")
-        words = self._prompt.words(instruction)
         features, times, new = [], [], 0
         origin = frames[pairs[0].first].stamp_ns
         for pair in pairs:
@@ -188,53 +336,14 @@ class Thinker:
             times.append(((first.stamp_ns - origin) + (second.stamp_ns - origin)) * 0.5e-9)
             new += computed
         halt.raise_if_over()
-        inputs = self._prompt.assemble(times, features, self._encoder.grid, instruction)
-        seen = time.monotonic()
-        thought = pyramid.run(
-            self._model,
-            inputs,
-            self.layers,
-            max_new_tokens=max_new_tokens,
-            halt=halt,
-            pool=self._pool,
-            on_tokens=None if on_text is None else lambda tokens: on_text(self._text(tokens)),
-        )
-        self.report = Report(
-            pairs=len(pairs),
-            new_pairs=new,
-            prompt_tokens=thought.prompt_tokens,
-            new_tokens=len(thought.tokens),
-            stop=thought.stop,
-            vision_s=seen - started,
-            prefill_s=thought.prefill_s,
-            decode_s=thought.decode_s,
-            total_s=time.monotonic() - started,
-        )
-        said = thought.generated is not None
-        rows = torch.zeros_like(thought.prompt) if thought.generated is None else thought.generated
-        return Guidance(
-            pyramid=torch.stack([thought.prompt, rows], 1).numpy(),
-            layers=self.layers,
-            stamp_ns=frames[pairs[-1].second].stamp_ns,
-            valid_for_s=valid_for_s,
-            present=(True, said),
-            text=self._text(thought.tokens),
-            instruction=clean_line(instruction, MAX_INSTRUCTION_CHARS),
-            instruction_id=hashlib.blake2s(words.encode(), digest_size=4).hexdigest(),
-            epoch=epoch,
-            sequence=sequence,
-            model_id=self.model_id,
-        )
+        return self._prompt.assemble(times, features, self._encoder.grid, instruction), new, b
 
     def _fit(self, rgb: np.ndarray) -> np.ndarray:
         try:
             check_rgb(rgb)
         except ValueError as error:
             raise ThinkerError(f"{error}.") from None
-        return fit(rgb, self.image_size)
-
-    def _text(self, tokens: list[int]) -> str:
-        return clean_line(str(self._tokenizer.decode(tokens, skip_special_tokens=True)), MAX_TEXT_CHARS)
+        return fit(rgb, self.image_size, self._view)
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
         """Run `work` so that whatever goes wrong in it is a ThinkerError and leaves the thinker able to think again."""
@@ -244,6 +353,7 @@ class Thinker:
             raise
         except (torch.OutOfMemoryError, MemoryError) as error:
             self.forget()
+            self._decoder.release()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             raise ThinkerError(
@@ -263,3 +373,27 @@ def _checked_layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]
     if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= count:
         raise ThinkerError(f"layers {list(chosen)}: they must ascend within 0..{count - 1}, none twice.")
     return chosen
+
+
+def _decoder(
+    model: Qwen3VLForConditionalGeneration, layers: Sequence[int], static: bool | None
+) -> EagerDecoder | StaticDecoder:
+    text: Any = model.config.text_config
+    if static is None:
+        static = model.device.type == "cuda" and text._attn_implementation in STATIC_ATTENTION
+    if not static:
+        return EagerDecoder(model, layers)
+    try:
+        return StaticDecoder(model, layers)
+    except ValueError as error:
+        raise ThinkerError(f"{error}; choose that attention, or decode with a growing cache (static=False).") from None
+
+
+def _token_form(thought: pyramid.Thought, types: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """States float32 [L, S, D] and their kinds uint8 [S]: the prompt's tokens (types [S], 0 text), then the others."""
+    assert thought.prompt_states is not None, "they were asked for"
+    parts = [p for p in (thought.prompt_states, thought.generated_states) if p is not None]
+    states = torch.cat(parts, 1).float().cpu().numpy()
+    streams = np.full(states.shape[1], GENERATED, np.uint8)
+    streams[: len(types)] = np.where(types.cpu().numpy() > 0, PROMPT_VISUAL, PROMPT_TEXT)
+    return states, streams
