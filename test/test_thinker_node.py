@@ -81,7 +81,7 @@ def test_guidance_is_a_whole_pyramid_with_text_and_stamp(thinker):
     )
     assert message.header.frame_id == "camera_optical" and not message.trained
     assert message.model_id.endswith("(untrained)") and message.valid_for_s == pytest.approx(4.0)
-    assert thinker.texts[-1].data == message.text
+    wait_until(lambda: thinker.texts and thinker.texts[-1].data == message.text, "the text")
     assert thinker.camera.status.model_id == message.model_id
 
 
@@ -141,7 +141,7 @@ def test_a_new_instruction_cancels_the_thought_and_begins_a_fresh_one(thinker, m
     monkeypatch.setattr(thinker.node._thinker, "think", slow)
     assert thinker.peer.call(thinker.node.set_parameters, [Parameter("think_period_s", value=3600.0)])[0].successful
     thinker.instruct.publish(String(data="first"))
-    wait_until(lambda: thinker.node._instruction == "first", "the instruction")
+    wait_until(lambda: thinker.node._asked.instruction == "first", "the instruction")
     thinker.play(3)
     wait_until(lambda: began == ["first"], "a thought about it")
     thinker.instruct.publish(String(data="second"))
@@ -155,7 +155,7 @@ def test_an_endless_instruction_is_refused(thinker):
     wait_until(
         lambda: "characters" in thinker.camera.status.last_error if thinker.camera.statuses else False, "the refusal"
     )
-    assert thinker.node._instruction == ""
+    assert thinker.node._asked.instruction == ""
 
 
 def test_think_period_takes_effect_at_once(thinker):

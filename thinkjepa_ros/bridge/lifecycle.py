@@ -33,6 +33,8 @@ from rclpy.task import Future
 
 #: Launch sends SIGTERM five seconds after SIGINT and SIGKILL five after that; we are gone before the first.
 EXIT_WITHIN_S = 4.0
+#: Exit status of a process that gave up waiting for a model call.
+EXIT_HUNG = 3
 #: How long a worker that is inside a model call is waited for.
 JOIN_S = 2.0
 
@@ -233,7 +235,7 @@ def _collect(release: Callable[[], None]) -> None:
 
 
 def run(make: Callable[[], LoadingNode], args: list[str] | None = None) -> NoReturn:
-    """Run a node until SIGINT or SIGTERM, then end the process: exit status 0 for both of these.
+    """Run a node until SIGINT, SIGTERM or its own sys.exit, then end the process: exit status 0 for the signals.
 
     It ends within 5 s of the signal even while a model call hangs: such a thread cannot be ended, only left.
     """
@@ -249,8 +251,10 @@ def run(make: Callable[[], LoadingNode], args: list[str] | None = None) -> NoRet
         if node.get_parameter("autostart").value:
             executor.create_task(node.bring_up)
         _spin(executor, node)
-    except (KeyboardInterrupt, SystemExit, ExternalShutdownException):
+    except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except SystemExit as end:
+        status = int(end.code or 0)
     except _PARAMETER_ERRORS as error:
         print(f"refused to start, correct the parameter: {error}", file=sys.stderr)
         status = 2

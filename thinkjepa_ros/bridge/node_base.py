@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +17,7 @@ from thinkjepa_ros.msg import NodeStatus
 from . import qos
 from .camera_input import CameraInput
 from .ledger import Entry, Fate, Ledger
-from .lifecycle import JOIN_S, LoadingNode
+from .lifecycle import EXIT_HUNG, JOIN_S, LoadingNode
 from .parameter import Parameter, Parameters
 from .reports import Picture, diagnostics_message, status_message
 from .worker import Pacer, Worker
@@ -81,6 +82,11 @@ class CameraNode(LoadingNode):
     def hang_s(self) -> float:
         """A model call longer than this is HUNG."""
 
+    @property
+    def give_up_s(self) -> float:
+        """A model call longer than this ends the process; 0: never."""
+        return 0.0
+
     def prepare(self) -> None:
         """Make ready for an activation: empty rings, fresh slots."""
 
@@ -103,8 +109,13 @@ class CameraNode(LoadingNode):
         """Entries that will never have their turn once the node is deactivated."""
         return []
 
-    def on_parameters(self, changed: set[str]) -> None:
-        """Values of these parameters have just changed."""
+    def on_parameters(self, changed: set[str]) -> str | None:
+        """Values of these parameters have just changed. Returns why they cannot be taken after all."""
+        return None
+
+    def remark(self) -> str:
+        """What ~/status should say while all is well."""
+        return ""
 
     def picture_extras(self) -> dict[str, Any]:
         """Further fields of the Picture."""
@@ -148,6 +159,11 @@ class CameraNode(LoadingNode):
     @property
     def worker_ended(self) -> bool:
         return self.worker is None or not self.worker.alive
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds since the present model call began, 0 between calls."""
+        return self.worker.busy_s if self.worker is not None and self.worker.alive else 0.0
 
     # ---- telling
 
@@ -201,9 +217,8 @@ class CameraNode(LoadingNode):
             return NodeStatus.LOADING, self.parameters["model"]
         if self.failure:
             return NodeStatus.ERROR, self.failure
-        busy = self.worker.busy_s if self.worker is not None and self.worker.alive else 0.0
-        if busy > self.hang_s:
-            return NodeStatus.HUNG, f"it began {busy:.1f} s ago"
+        if self.busy_s > self.hang_s:
+            return NodeStatus.HUNG, f"it began {self.busy_s:.1f} s ago"
         if label in ("unconfigured", "cleaningup"):
             return NodeStatus.UNCONFIGURED, ""
         if label != "active":
@@ -220,10 +235,14 @@ class CameraNode(LoadingNode):
             return NodeStatus.WAITING, self.input.trouble() if self.input.open_s > _SETTLING_S else ""
         if silent > self.parameters["input_timeout_s"]:
             return NodeStatus.STALE, self.input.trouble()
-        return (NodeStatus.WARMING, self.warming) if self.warming else (NodeStatus.RUNNING, "")
+        return (NodeStatus.WARMING, self.warming) if self.warming else (NodeStatus.RUNNING, self.remark())
 
     def _tick(self) -> None:
         picture = self._report()
+        if picture.state == NodeStatus.HUNG and 0.0 < self.give_up_s < self.busy_s:
+            words = f"a model call has not returned for {self.busy_s:.1f} s: the process ends, to be started again"
+            self.get_logger().fatal(words)
+            sys.exit(EXIT_HUNG)
         if picture.state in (NodeStatus.WAITING, NodeStatus.STALE) and picture.details:
             if time.monotonic() - self._reminded > _REMIND_S:
                 self._reminded = time.monotonic()
@@ -249,7 +268,9 @@ class CameraNode(LoadingNode):
         self._status_pub.publish(status_message(picture, self.get_clock().now().to_msg()))
         return picture
 
-    def _on_parameters(self, changed: set[str]) -> None:
-        self.pacer.set_period(self.period_s)
-        self.on_parameters(changed)
-        self.notice()
+    def _on_parameters(self, changed: set[str]) -> str | None:
+        refusal = self.on_parameters(changed)
+        if refusal is None:
+            self.pacer.set_period(self.period_s)
+            self.notice()
+        return refusal

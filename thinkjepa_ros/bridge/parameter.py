@@ -49,7 +49,8 @@ class Parameter:
                 return f"{self.name} must look like {self.pattern}, not {value!r}"
         elif isinstance(value, list) and any(type(item) is not int for item in value):
             return f"{self.name} is a list of integers, not {value!r}"
-        for number in value if isinstance(value, list) else [value]:
+        numbers: list[Any] = value if isinstance(value, list) else [value]
+        for number in numbers if self.bounds else []:
             if self.bounds and not (math.isfinite(number) and self.bounds[0] <= number <= self.bounds[1]):
                 return f"{self.name} must lie between {self.bounds[0]:g} and {self.bounds[1]:g}, not {number!r}"
         return None
@@ -99,11 +100,12 @@ class Parameter:
 class Parameters:
     """The parameters of a running node: declared from a table, checked on every update, read without ROS calls.
 
-    on_change: called in the executor thread with the names of the values that were just changed.
+    on_change: called in the executor thread with the names of the values that were just changed. What it returns is why
+    they cannot be taken after all; then the old ones are back.
     Construction raises rclpy's parameter exceptions when an override (YAML, command line) is refused.
     """
 
-    def __init__(self, node: Node, table: Iterable[Parameter], on_change: Callable[[set[str]], None]) -> None:
+    def __init__(self, node: Node, table: Iterable[Parameter], on_change: Callable[[set[str]], str | None]) -> None:
         self._rows = {row.name: row for row in table}
         self._values: dict[str, Value] = {row.name: row.default for row in self._rows.values()}
         self._on_change = on_change
@@ -120,11 +122,17 @@ class Parameters:
                 return SetParametersResult(successful=False, reason=reason)
         # All are accepted, and ours is the only callback of these nodes: the values may take effect here. (The
         # callback after the fact does not exist in Humble.)
-        changed = {name for name, value in ours.items() if self._values[name] != value}
-        self._values.update(ours)
-        if changed and self._declared:
-            self._on_change(changed)
+        before = self._values
+        changed = {name for name, value in ours.items() if before[name] != value}
+        self._values = {**before, **ours}
+        if changed and self._declared and (reason := self._on_change(changed)) is not None:
+            self._values = before
+            return SetParametersResult(successful=False, reason=reason)
         return SetParametersResult(successful=True)
+
+    def refusal(self, name: str, value: Any) -> str | None:
+        """Why `value` cannot be that of parameter `name`, in a sentence; None when it can."""
+        return self._rows[name].refusal(value)
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+
+def stand_back(niceness: int) -> None:
+    """Make the calling thread, and no other of the process, at least so nice."""
+    thread = threading.get_native_id()
+    with suppress(OSError):  # not every system knows the niceness of a single thread
+        os.setpriority(os.PRIO_PROCESS, thread, max(os.getpriority(os.PRIO_PROCESS, thread), niceness))
 
 
 class Pacer:

@@ -6,35 +6,34 @@ the callback files one per sampling period, and the next thought takes what is t
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
 import sys
 import threading
-from collections import deque
+import time
 from typing import TYPE_CHECKING, Any
 
 from std_msgs.msg import String
+from std_srvs.srv import Trigger
 
 from thinkjepa_ros.bridge import parameters, qos
-from thinkjepa_ros.bridge.images import ImageError, to_rgb
 from thinkjepa_ros.bridge.ledger import Entry, Fate
 from thinkjepa_ros.bridge.lifecycle import run
+from thinkjepa_ros.bridge.long_window import LongWindow
 from thinkjepa_ros.bridge.messages import guidance_to_message
 from thinkjepa_ros.bridge.node_base import CameraNode
 from thinkjepa_ros.bridge.shipped import model_folder
+from thinkjepa_ros.bridge.task import Task, Turn
+from thinkjepa_ros.bridge.thoughts import TextStream, Thoughts, refuse_expired
+from thinkjepa_ros.bridge.worker import Pacer, stand_back
 from thinkjepa_ros.msg import Guidance as GuidanceMsg
-from thinkjepa_ros.stream.frames import FrameRing, SparseSampler
 from thinkjepa_ros.thinker.errors import Cancelled, ThinkerError
 from thinkjepa_ros.thinker.window import Window
-from thinkjepa_ros.values import Frame, Guidance
 
 if TYPE_CHECKING:
     from thinkjepa_ros.thinker.qwen import Thinker
 
 #: Beyond the deadline, which is looked at between two tokens.
 _GRACE_S = 0.5
-_MAX_FRAMES = 4096
 
 
 class ThinkerNode(CameraNode):
@@ -48,18 +47,17 @@ class ThinkerNode(CameraNode):
         """kwargs: those of rclpy.node.Node."""
         # Other processes tell a restarted thinker by its epoch; each clock jump adds one.
         self._epoch_base = random.SystemRandom().randrange(1, 2**31)
-        self._instruction = ""
+        self._asked = Task("", "")
         self._thinker: Thinker | None = None
-        self._cancel = threading.Event()
-        self._ring: FrameRing[Entry] = FrameRing(0, 1)
-        self._sampler = SparseSampler(1)
-        self._waiting: deque[Entry] = deque()
-        self._fresh = threading.Event()  # frames that no thought has seen, or a new instruction
-        self._counted = (0, 0)  # epoch and sequence of the last thought published
+        self._thoughts = Thoughts()
+        self._images: LongWindow | None = None
+        self._fresh = threading.Event()  # frames that no thought has seen, a new question, or a request
         self._model_epoch = -1  # of what the model remembers
         super().__init__("thinker", **kwargs)
-        self._instruction = self.parameters["instruction"]
+        self._asked = Task(self.parameters["instruction"], self.parameters["prompt_template"])
         self.create_subscription(String, "~/instruction", self._on_instruction, qos.LATCHED)
+        self.create_subscription(String, "~/prompt_template", self._on_template, qos.LATCHED)
+        self.create_service(Trigger, "~/think", self._on_request)
 
     # ---- life cycle
 
@@ -72,9 +70,8 @@ class ThinkerNode(CameraNode):
         return self.parameters["think_timeout_s"] + _GRACE_S
 
     @property
-    def epoch(self) -> int:
-        """Epoch of the guidance that is made now."""
-        return (self._epoch_base + self.input.epoch) % 2**32
+    def give_up_s(self) -> float:
+        return self.parameters["exit_when_hung_s"]
 
     def load(self) -> Thinker:
         import cv2
@@ -82,176 +79,213 @@ class ThinkerNode(CameraNode):
 
         from thinkjepa_ros.thinker.qwen import Thinker
 
-        self._stand_back()
-        torch.set_num_threads(self.parameters["cpu_threads"])
-        cv2.setNumThreads(self.parameters["cpu_threads"])
-        window = Window(self.parameters["window_s"], self.parameters["sample_period_s"])
+        p = self.parameters
+        stand_back(p["niceness"])
+        torch.set_num_threads(p["cpu_threads"])
+        cv2.setNumThreads(p["cpu_threads"])
         thinker = Thinker.load(
-            model_folder(self.parameters["model"], "thinker"), self.parameters["device"], window=window
+            model_folder(p["model"], "thinker"),
+            p["device"],
+            None if p["dtype"] == "auto" else p["dtype"],
+            p["layers"] or None,
+            window=Window(p["window_s"], p["sample_period_s"]),
+            pool=p["pool"],
+            attention=p["attention"],
+            quantization=p["quantization"],
+            memory_gib=p["memory_gib"] or None,
+            subgoal=p["subgoal"] or None,
         )
         thinker.warm_up()
         return thinker
 
-    def _stand_back(self) -> None:
-        """Make the calling thread, and none that answers the graph, as nice as the parameter says."""
-        thread = threading.get_native_id()
-        with contextlib.suppress(OSError):  # not every system knows the niceness of a single thread
-            present = os.getpriority(os.PRIO_PROCESS, thread)
-            os.setpriority(os.PRIO_PROCESS, thread, max(present, self.parameters["niceness"]))
-
     def adopt(self, model: Thinker) -> None:
+        model.ask(self._asked.template)
         self._thinker = model
         self.model_id, self.trained = model.model_id, model.trained
+        self.get_logger().info(f"{self.model_id} thinks on {model.words}")
         self._guidance_pub = self.advertise(GuidanceMsg, "~/guidance", qos.LATCHED)
-        self._text_pub = self.advertise(String, "~/text", qos.LATCHED)
+        # not for the active state only: what was half said when the node is deactivated is taken back
+        self._text_pub = text = self.create_publisher(String, "~/text", qos.LATCHED)
+        self._text = TextStream(lambda words: text.publish(String(data=words)))
 
     def prepare(self) -> None:
         assert self._thinker is not None
         self.warming = "the first thought has not ended"
         window = self._thinker.window
-        self._ring = FrameRing(window.span_ns, _MAX_FRAMES)
-        self._sampler = SparseSampler(window.period_ns)
-        self._waiting.clear()
+        self._images = LongWindow(window.span_ns, window.period_ns, self.ledger, self._complain)
         self._fresh = threading.Event()
+        self._asked = Task(self._asked.instruction, self._asked.template)
         self._model_epoch = -1
+        self._thoughts.begin()
+
+    def stop(self) -> None:
+        super().stop()
+        if self._thinker is not None:
+            self._text.drop()
 
     def release(self) -> None:
         super().release()
-        self._thinker = None
-        self._ring.clear()
+        if self._thinker is not None:
+            self.destroy_publisher(self._text_pub)
+        self._thinker = self._images = None
 
     def wake(self) -> None:
-        self._cancel.set()
+        self._asked.cancel()
         self._fresh.set()
 
     def pending(self) -> list[Entry]:
-        return list(self._waiting)
+        return self._images.pending() if self._images is not None else []
 
     # ---- callbacks (executor thread)
 
     def on_frame(self, entry: Entry) -> None:
-        if not self._sampler.keep(entry.stamp_ns):
-            entry.message = None
-            self.ledger.settle(entry, Fate.SUPERSEDED)
-            return
-        self._ring.append(entry.stamp_ns, entry)
-        self._waiting.append(entry)
-        # What slides out of the window before any thought took it will never be looked at.
-        while self._waiting and (
-            self._waiting[0].fate is not Fate.PENDING or self._waiting[0].stamp_ns < entry.stamp_ns - self._ring.span_ns
-        ):
-            self.ledger.settle_pending([self._waiting.popleft()], Fate.SUPERSEDED)
-        self._fresh.set()
+        assert self._images is not None
+        if self._images.file(entry):
+            self._fresh.set()
 
     def on_jump(self, last_ns: int | None, backward: bool) -> None:
-        self._cancel.set()
-        self._ring.clear()
-        self._sampler.reset()
-        self.ledger.settle_pending(list(self._waiting), Fate.SUPERSEDED)
-        self._waiting.clear()
+        self._asked.cancel()
+        if self._images is not None:
+            self._images.clear()
 
-    def on_parameters(self, changed: set[str]) -> None:
+    def on_parameters(self, changed: set[str]) -> str | None:
+        if "prompt_template" in changed and (refusal := self._ask(self.parameters["prompt_template"])):
+            return refusal
         if "instruction" in changed:
-            self._instruct(self.parameters["instruction"])
+            self._change(instruction=self.parameters["instruction"])
+        return None
 
     def _on_instruction(self, message: String) -> None:
-        if len(message.data) > parameters.MAX_INSTRUCTION:
-            most = parameters.MAX_INSTRUCTION
-            words = f"an instruction of {len(message.data)} characters is refused, {most} are the most"
-            self.get_logger().warning(words)
-            self.notice(words)
-            return
-        self._instruct(message.data)
+        if refusal := self.parameters.refusal("instruction", message.data):
+            self._complain(refusal)
+        else:
+            self._change(instruction=message.data)
 
-    def _instruct(self, instruction: str) -> None:
+    def _on_template(self, message: String) -> None:
+        if refusal := self.parameters.refusal("prompt_template", message.data) or self._ask(message.data):
+            self._complain(refusal)
+
+    def _complain(self, words: str) -> None:
+        self.get_logger().warning(words, throttle_duration_sec=1.0)
+        self.notice(words)
+
+    def _ask(self, template: str) -> str | None:
+        """Ask this way from now on, or say why not. While no model is loaded, loading it will tell."""
+        try:
+            if self._thinker is not None:
+                self._thinker.ask(template)
+        except ThinkerError as error:
+            return f"prompt_template refused: {error}"
+        self._change(template=template)
+        return None
+
+    def _change(self, **question: str) -> None:
         """Think about this from now on; a thought about something else is not worth finishing."""
-        if instruction == self._instruction:
-            return
-        self._instruction = instruction
-        self._cancel.set()
+        if self._asked.change(**question):
+            self._begin()
+
+    def _begin(self) -> None:
         self.pacer.hurry()
         self._fresh.set()
+
+    def _on_request(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self.label != "active":
+            response.message = f"the thinker is {self.label}; activate it first"
+        elif self.busy_s > self.hang_s:
+            response.message = f"a model call has not returned for {self.busy_s:.1f} s; no thought can begin"
+        else:
+            response.success = True
+            idle = self._asked.request()
+            seen = ", as soon as there is an image" if self._images is None or self._images.empty else ""
+            response.message = f"a thought begins {'now' if idle else 'when the present one has ended'}{seen}"
+            self._begin()
+        return response
 
     # ---- worker thread
 
     def loop(self) -> None:
         assert self.worker is not None
-        fresh, pacer = self._fresh, self.pacer
-        self._stand_back()
+        worker, pacer, fresh, asked = self.worker, self.pacer, self._fresh, self._asked
+        stand_back(self.parameters["niceness"])
         while pacer.wait():
             fresh.wait()
             if not pacer.wait():  # closed, or a longer period was set meanwhile
                 return
             fresh.clear()
+            if self.parameters["think_on_request"] and not asked.requested:
+                continue
             pacer.begin()
+            turn, over = asked.begin(), True
+            if pacer.closed:  # the turn began too late to be cancelled
+                return
             try:
-                with self.worker.busy():
-                    thought = self._turn()
+                with worker.busy():
+                    over = self._turn(turn, pacer)
             except Cancelled:
-                thought = False
+                over = False
+                self._thoughts.cancelled()
             except Exception as error:  # the next thought may work
-                thought = True
+                self._thoughts.failed()
                 if not pacer.closed:
                     self.trouble(f"no thought: {error if isinstance(error, ThinkerError) else repr(error)}")
-            if not thought:  # the period is between thoughts; this was none
+            self._text.drop()
+            asked.end(turn, over)
+            if not over:  # the period is between thoughts; this was none
                 pacer.hurry()
 
-    def _turn(self) -> bool:
-        """One thought over the frames at hand; False if there was nothing to think about, or the result is void."""
-        assert self._thinker is not None
-        cancel = self._cancel = threading.Event()
-        if self.pacer.closed:  # stopped before the event could be seen
-            return False
-        instruction, epoch, seen_epoch = self._instruction, self.epoch, self.input.epoch
+    def _turn(self, turn: Turn, pacer: Pacer) -> bool:
+        """One thought over the frames at hand; False if there was nothing to think about. Raises Cancelled."""
+        thinker, images, p = self._thinker, self._images, self.parameters
+        assert thinker is not None and images is not None
+        began, seen_epoch = time.monotonic(), self.input.epoch
+        epoch = (self._epoch_base + seen_epoch) % 2**32
         if epoch != self._model_epoch:  # after a jump the same stamps may belong to other pictures
-            self._thinker.forget()
+            thinker.forget()
             self._model_epoch = epoch
-        entries = [entry for _, entry in self._ring.items() if entry.epoch == seen_epoch and self._ready(entry)]
+        entries, frames = images.take(seen_epoch, thinker.prepare)
         if not entries:
             return False
-        guidance = self._thinker.think(
-            [Frame(entry.rgb, entry.stamp_ns, entry.frame_id) for entry in entries if entry.rgb is not None],
-            instruction,
-            max_new_tokens=self.parameters["max_new_tokens"],
-            deadline_s=self.parameters["think_timeout_s"],
-            cancel=cancel,
-            valid_for_s=self.parameters["guidance_valid_for_s"],
-            sequence=self._counted[1] + 1 if self._counted[0] == epoch else 1,
-            epoch=epoch,
-        )
-        if cancel.is_set() or epoch != self.epoch or self.pacer.closed:
-            return False
-        self._publish(guidance, entries[-1].frame_id)
-        self.ledger.settle_pending(entries, Fate.USED)
-        return True
-
-    def _ready(self, entry: Entry) -> bool:
-        """Make a frame small, once. False for one that turns out to be broken; it is refused."""
-        assert self._thinker is not None
-        if entry.rgb is not None:
+        will_do = p["min_scene_change"] and self._thoughts.will_do(turn, frames[-1].stamp_ns, epoch, self.period_s)
+        if will_do and thinker.scene_change(frames) < p["min_scene_change"]:
+            self._thoughts.skipped()
             return True
-        try:
-            entry.rgb = self._thinker.prepare(Frame(to_rgb(entry.message), entry.stamp_ns, entry.frame_id)).rgb
-        except (ImageError, ThinkerError) as error:
-            self._ring.remove(entry.stamp_ns)
-            self.ledger.settle_pending([entry], Fate.REFUSED, "bad_image")
-            self.get_logger().warning(f"image refused: {error}", throttle_duration_sec=1.0)
-            self.notice(f"image refused: {error}")
-            return False
-        finally:
-            entry.message = None
-        return True
-
-    def _publish(self, guidance: Guidance, frame_id: str) -> None:
-        self._counted = (guidance.epoch, guidance.sequence)
-        self._guidance_pub.publish(guidance_to_message(guidance, frame_id, self.trained))
-        self._text_pub.publish(String(data=guidance.text))
+        self._text.begin(turn)
+        guidance = thinker.think(
+            frames,
+            turn.instruction,
+            max_new_tokens=p["max_new_tokens"],
+            think_tokens=p["think_tokens"] or None,
+            deadline_s=p["think_timeout_s"],
+            cancel=turn.cancel,
+            on_text=lambda text: self._text.show(turn, text),
+            valid_for_s=p["guidance_valid_for_s"],
+            sequence=self._thoughts.next_sequence(epoch),
+            epoch=epoch,
+            tokens=p["publish_tokens"],
+        )
+        if turn.cancel.is_set() or seen_epoch != self.input.epoch or pacer.closed:
+            raise Cancelled("the thought came too late")
+        took_s = time.monotonic() - began
+        if took_s > self.hang_s:
+            self.notice(f"a thought took {took_s:.1f} s, think_timeout_s is {p['think_timeout_s']:g} s")
+        refuse_expired(guidance, self.input.newest_ns or 0, took_s)
+        self._guidance_pub.publish(guidance_to_message(guidance, entries[-1].frame_id, self.trained))
+        self._text.finish(turn, guidance.text)
+        self._thoughts.published(turn, guidance, thinker.report, took_s)
         self.ledger.publish((self.get_clock().now().nanoseconds - guidance.stamp_ns) * 1e-9)
+        self.ledger.settle_pending(entries, Fate.USED)
         self.warming = ""
         self.success()
+        return True
+
+    # ---- telling
+
+    def remark(self) -> str:
+        return self._thoughts.remark(0.0 if self.parameters["think_on_request"] else self.period_s)
 
     def picture_extras(self) -> dict[str, Any]:
-        return {"extra": {"instruction": self._instruction}}
+        figures = {"instruction": self._asked.instruction, "template": self._asked.template, **self._thoughts.figures()}
+        return {"extra": figures}
 
 
 def main(args: list[str] | None = None) -> int:
