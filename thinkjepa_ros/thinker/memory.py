@@ -116,9 +116,10 @@ def check(need: Need, name: str, device: torch.device, cap_gib: float | None) ->
             f"{name}: its {need.loading / GIB:.2f} GiB of weights pass through the memory of the host, which has "
             f"{host / GIB:.2f} GiB free. Close other programs, or load in bfloat16."
         )
-    if cap_gib and device.type == "cuda":
+    if device.type == "cuda":
         whole = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, cap_gib * GIB / whole), device)
+        share = min(1.0, cap_gib * GIB / whole) if cap_gib else 1.0  # an earlier cap ends here
+        torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def free_bytes(device: torch.device) -> int | None:
