@@ -7,6 +7,7 @@ from jepa_kit import config, fill, forecaster, guidance, images, small_net
 
 from thinkjepa_ros.jepa import precision
 from thinkjepa_ros.jepa.compiled import prepare
+from thinkjepa_ros.jepa.guidance import Payload
 from thinkjepa_ros.jepa.step import Foresee, Look, Numbers
 
 WAYS = {
@@ -45,12 +46,13 @@ def test_guidance_of_weight_zero_is_bit_identical_to_none_in_the_static_step(mad
     states, there = torch.randn(1, 3, 2, 20), torch.ones(1, 2, dtype=torch.bool)
     step = Foresee(net)
     plain = step(*window, anchor, expected)
-    for payload in (
+    for parts in (
         (states, there, torch.zeros(1)),
         (torch.zeros_like(states), ~there, torch.zeros(1)),
         (torch.full_like(states, float("nan")), ~there, torch.zeros(1)),
     ):
-        for a, b in zip(plain, step(*window, anchor, expected, *step.ready(*payload)), strict=True):
+        signals = step.ready(Payload.pooled(*parts))
+        for a, b in zip(plain, step(*window, anchor, expected, *signals), strict=True):
             assert torch.equal(a.nan_to_num(), b.nan_to_num())
     numbers = Numbers.of(plain[0], net.config.horizon, 5)
     assert numbers.positions.shape == (6, 5, 3) and numbers.seen.shape == (p.latents, 5, 3)
@@ -71,7 +73,9 @@ def test_a_step_never_asks_the_device_back() -> None:
             window = latents[-1], pooled.expand(p.latents, -1, -1), joints.expand(p.latents, -1, -1)
             payload = (torch.zeros(1, 3, 2, 20), torch.zeros(1, 2, dtype=torch.bool), torch.zeros(1))
             step = Foresee(net)
-            flat, _ = step(*window, torch.zeros(5, 3), torch.zeros(p.pooled**2, e.width), *step.ready(*payload))
+            flat, _ = step(
+                *window, torch.zeros(5, 3), torch.zeros(p.pooled**2, e.width), *step.ready(Payload.pooled(*payload))
+            )
             assert flat.shape == (6 * 5 * 4 + 15 + p.latents * 15 + 1,)
 
 

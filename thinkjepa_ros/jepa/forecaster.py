@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,15 @@ from torch import Tensor
 
 from ..stream.frames import Gap, on_grid
 from ..stream.geometry import CanonicalView
-from ..values import Camera, Forecast, Frame, Guidance
+from ..values import GENERATED, Camera, Forecast, Frame, Guidance
 from . import model, precision
 from .compiled import Prepared, prepare
+from .guidance import Payload
 from .sight import sight_of
 from .step import Foresee, Numbers
+
+#: Tokens of prompt and thought that a predictor with cross-attention looks at: the last ones of a longer prompt.
+GUIDE_TOKENS = (448, 64)
 
 
 class ForecastError(RuntimeError):
@@ -65,23 +69,24 @@ class Forecaster:
         self._compile = compile
         self._sight = sight_of(self._net)
         self._step = Foresee(self._net)
-        self._foresee = Prepared(self._step, "eager")
+        self._foresee = self._foresee_tokens = Prepared(self._step, "eager")  # pooled guidance or none; token form
         self._frames: OrderedDict[int, _Kept] = OrderedDict()
         self._estimates: dict[int, np.ndarray] = {}  # stamp -> joints [J, 3], of the newest window
         # stamp -> predicted latent of the tubelet that follows
         self._expected: OrderedDict[int, Tensor] = OrderedDict()
         self._guidance: Guidance | None = None
-        self._states: tuple[Tensor, ...] = ()  # of the guidance, on the device
+        self._payload: Payload | None = None  # of the guidance, on the device
+        self._by_token = False  # whether that is the token form
         self._ready: tuple[float, tuple[Tensor, ...]] = (0.0, ())  # a weight, and the guidance prepared for it
         width, p = config.encoder.width, config.predictor
         self._no_anchor = self._nan(len(config.joint_names), 3)
         self._no_expectation = self._nan(p.pooled**2, width)
         self._no_guidance: tuple[Tensor, ...] = ()
         if p.guide_layers:
-            states = torch.zeros(1, p.guide_layers, 2, p.guide_width, dtype=self.choice.dtype, device=self._device)
-            nobody = torch.zeros(1, 2, dtype=torch.bool, device=self._device)
+            states = torch.zeros(1, p.guide_layers, 2, p.guide_width)
+            nobody = Payload.pooled(states, torch.zeros(1, 2, dtype=torch.bool), torch.zeros(1))
             with torch.inference_mode():
-                self._no_guidance = self._step.ready(states, nobody, states[:, 0, 0, 0])
+                self._no_guidance = self._step.ready(nobody.to(self._device, self.choice.dtype))
         self._remember = max(remember, config.frames)
         self._views: dict[Camera | None, CanonicalView] = {}
         self.step_ns = round(config.step_s * 1e9)
@@ -120,6 +125,11 @@ class Forecaster:
         return (p.guide_layers, p.guide_width) if p.guide_layers else None
 
     @property
+    def takes_tokens(self) -> bool:
+        """Whether the states of single tokens, where a guidance has them, are used: by cross-attention only."""
+        return self._net.predictor.cross is not None
+
+    @property
     def guidance(self) -> Guidance | None:
         """The guidance held, whatever its age."""
         return self._guidance
@@ -130,7 +140,12 @@ class Forecaster:
         """
         self.reset()
         self._sight.prepare(self._device, self._compile)
-        self._foresee = prepare(self._step, self._blank(), self._compile)
+        self._foresee = prepare(self._step, (*self._blank(), *self._no_guidance), self._compile)
+        if self.takes_tokens:
+            nothing = Payload.of_tokens(*self._no_tokens(), GUIDE_TOKENS)
+            with torch.inference_mode():
+                signals = self._step.ready(nothing.to(self._device, self.choice.dtype))
+            self._foresee_tokens = prepare(self._step, (*self._blank(), *signals), self._compile)
         size = self.camera.width
         stamps = [i * self.step_ns for i in range(self.window)]
         for stamp in stamps:
@@ -138,17 +153,26 @@ class Forecaster:
         self.forecast(stamps)
         if self.guidance_shape:
             layers, width = self.guidance_shape
-            self.guide(Guidance(np.zeros((layers, 2, width), np.float32), tuple(range(layers)), stamps[-1], 1.0))
+            said = Guidance(np.zeros((layers, 2, width), np.float32), tuple(range(layers)), stamps[-1], 1.0)
+            self.guide(said)
+            self.forecast(stamps)
+            states, streams = self._no_tokens()
+            self.guide(replace(said, states=states, streams=streams))
             self.forecast(stamps)
         self.reset()
 
+    def _no_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """One token that says nothing, as in the token form of a guidance."""
+        p = self._net.config.predictor
+        return np.zeros((p.guide_layers, 1, p.guide_width), np.float32), np.zeros(1, np.uint8)
+
     def _blank(self) -> tuple[Tensor, ...]:
-        """Inputs of `Foresee` that mean nothing, in their shapes and types."""
+        """Inputs of `Foresee` that mean nothing, in their shapes and types, guidance apart."""
         e, p = self._net.config.encoder, self._net.config.predictor
         now = torch.zeros(e.grid**2, e.width, dtype=self.choice.dtype, device=self._device)
         pooled = now.new_zeros(p.latents, p.pooled**2, e.width)
         seen = self._no_anchor.expand(p.latents, -1, -1)
-        return (now, pooled, seen, self._no_anchor, self._no_expectation, *self._no_guidance)
+        return (now, pooled, seen, self._no_anchor, self._no_expectation)
 
     def observe(self, frame: Frame, camera: Camera | None = None) -> None:
         """Take in one frame; in any order. camera: its intrinsics; without them the scale is a guess and forecasts say
@@ -206,21 +230,44 @@ class Forecaster:
             )
         if not np.isfinite(guidance.pyramid).all():
             raise GuidanceError("pyramid holds values that are not finite")
+        if self.takes_tokens and guidance.states is not None:
+            self._check_tokens(guidance.states, guidance.streams)
+
+    def _check_tokens(self, states: np.ndarray, streams: np.ndarray | None) -> None:
+        layers, width = self.guidance_shape or (0, 0)
+        if states.ndim != 3 or (states.shape[0], states.shape[2]) != (layers, width) or not states.shape[1]:
+            raise GuidanceError(
+                f"states is {list(states.shape)}, {self.model_id} takes [{layers}, tokens, {width}] "
+                "(layers, tokens, width); run the thinker it was trained with"
+            )
+        if streams is None or streams.shape != states.shape[1:2] or streams.dtype != np.uint8:
+            raise GuidanceError(f"streams must be uint8 [{states.shape[1]}], the kind of each token of states")
+        if streams.max() > GENERATED:
+            raise GuidanceError(f"streams holds {streams.max()}, known are 0 to {GENERATED}")
+        if not np.isfinite(states).all():
+            raise GuidanceError("states holds values that are not finite")
 
     def guide(self, guidance: Guidance | None) -> None:
         """Be guided by this from now on, instead of what was held; None drops it.
 
+        Cross-attention looks at the last `GUIDE_TOKENS` of its tokens where it has any; all else at its means.
         Its weight follows from the end of each window (`Guidance.weight`): it fades, expires, and does not count for
         windows that end before its stamp. Raises GuidanceError, and then keeps what was held.
         """
         if guidance is self._guidance:
             return
         if guidance is None:
-            self._guidance, self._states, self._ready = None, (), (0.0, ())
+            self._guidance, self._payload, self._ready = None, None, (0.0, ())
             return
         self.check_guidance(guidance)
-        pyramid = torch.from_numpy(np.asarray(guidance.pyramid, np.float32)[None]).to(self._device, self.choice.dtype)
-        self._guidance, self._states = guidance, (pyramid, torch.tensor([guidance.present], device=self._device))
+        self._by_token = self.takes_tokens and guidance.states is not None
+        if self._by_token:
+            assert guidance.states is not None and guidance.streams is not None, "they were checked"
+            payload = Payload.of_tokens(guidance.states, guidance.streams, GUIDE_TOKENS)
+        else:
+            pyramid = torch.from_numpy(np.asarray(guidance.pyramid, np.float32)[None])
+            payload = Payload.pooled(pyramid, torch.tensor([guidance.present]), torch.ones(1))
+        self._guidance, self._payload = guidance, payload.to(self._device, self.choice.dtype)
         self._ready = (0.0, ())
 
     def reset(self) -> None:
@@ -248,8 +295,12 @@ class Forecaster:
             self._frames.move_to_end(stamp)  # a window in use is not evicted before frames that nobody asks for
         kept, now = [self._frames[stamp] for stamp in stamps], stamps[-1]
         weight = 0.0 if self._guidance is None else self._guidance.weight(now)
+        tokens = (
+            weight != 0.0 and self._guidance is not None and self.takes_tokens and self._guidance.states is not None
+        )
+        foresee = self._foresee_tokens if tokens else self._foresee
         with torch.inference_mode():
-            flat, follows = self._foresee.call(
+            flat, follows = foresee.call(
                 *self._sight.window(stamps, [frame.seen for frame in kept]),
                 self._no_anchor if anchor is None else self._observed(anchor),
                 self._expectation(stamps),
@@ -301,9 +352,9 @@ class Forecaster:
         if weight == 0.0:
             return self._no_guidance if self._foresee.captured else ()
         if weight != self._ready[0]:
-            pyramid, present = self._states
+            assert self._payload is not None, "without guidance its weight is 0"
             amount = torch.tensor([weight], dtype=self.choice.dtype).to(self._device)
-            self._ready = (weight, self._step.ready(pyramid, present, amount))
+            self._ready = (weight, self._step.ready(self._payload._replace(weight=amount)))
         return self._ready[1]
 
     def _expectation(self, stamps: Sequence[int]) -> Tensor:

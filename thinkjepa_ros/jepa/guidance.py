@@ -22,9 +22,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..values import GENERATED
 
 Mode = Literal["film", "adaln", "cross"]
 #: Which decoder layer guides a block: "spread" first to first, last to last, evenly between; "index" block i has layer
@@ -51,6 +54,28 @@ class Payload(NamedTuple):
         """From the mean states [B, L, 2, D] of both streams, which are there (bool [B, 2]), and the weight [B]."""
         there = present[:, :, None, None].expand(-1, -1, pyramid.shape[1], 1)
         return Payload(pyramid[:, :, :1], pyramid[:, :, 1:], there[:, 0], there[:, 1], weight)
+
+    @staticmethod
+    def of_tokens(states: np.ndarray, streams: np.ndarray, sizes: tuple[int, int]) -> Payload:
+        """From the states float32 [L, S, D] of tokens and their kinds uint8 [S] (`values.Guidance`), in one row.
+
+        The prompt's tokens become exactly sizes[0] and the generated ones sizes[1], so that shapes are the same for
+        every thought: of more the last are kept, which are the newest frames and the instruction; fewer are padded.
+        """
+        parts = []
+        for size, chosen in zip(sizes, (streams != GENERATED, streams == GENERATED), strict=True):
+            picked = states[:, np.flatnonzero(chosen)[-size:]]
+            count = picked.shape[1]
+            padded = np.zeros((len(states), size, states.shape[2]), np.float32)
+            padded[:, :count] = picked
+            mask = torch.arange(size) < count
+            parts.append((torch.from_numpy(padded)[None], mask.expand(1, len(states), size)))
+        (prompt, prompt_mask), (generated, generated_mask) = parts
+        return Payload(prompt, generated, prompt_mask, generated_mask)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Payload:
+        """On this device, its numbers in this type."""
+        return Payload(*(x if x is None else x.to(device, dtype if x.is_floating_point() else x.dtype) for x in self))
 
     @property
     def empty(self) -> bool:
@@ -171,7 +196,7 @@ class Guide(nn.Module):
         raise NotImplementedError
 
     def pack(self, signals: list[Any]) -> tuple[Tensor, ...]:
-        """What `prepare` gave for a payload of pooled states, as tensors in a row; a captured step takes no others."""
+        """What `prepare` gave for a payload with masks, as tensors in a row; a captured step takes no others."""
         return tuple(signals)
 
     def unpack(self, packed: Sequence[Tensor]) -> list[Any]:
@@ -346,7 +371,7 @@ class Cross(Guide):
         ]
 
     def pack(self, signals: list[Any]) -> tuple[Tensor, ...]:
-        return tuple(part for signal in signals for part in signal)  # pooled states always have a mask
+        return tuple(part for signal in signals for part in signal)
 
     def unpack(self, packed: Sequence[Tensor]) -> list[Any]:
         return list(zip(packed[0::3], packed[1::3], packed[2::3], strict=True))

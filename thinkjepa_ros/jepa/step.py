@@ -64,10 +64,10 @@ class Foresee(nn.Module):
         numbers = Numbers(poses[-1] + displacement[0], sigma, poses[-1], seen, surprise)
         return torch.cat([x.flatten() for x in numbers]), future[0, 0].float()
 
-    def ready(self, pyramid: Tensor, present: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        """Guidance for any number of forecasts: pyramid [1, L, 2, D_vlm], present bool [1, 2], weight [1]."""
+    def ready(self, payload: Payload) -> tuple[Tensor, ...]:
+        """Guidance of one row, prepared for any number of forecasts. Every stream of it comes with a mask."""
         guide = self.net.predictor.guide
-        return () if guide is None else guide.pack(guide.prepare(Payload.pooled(pyramid, present, weight)))
+        return () if guide is None else guide.pack(guide.prepare(payload))
 
 
 class Numbers(NamedTuple):
