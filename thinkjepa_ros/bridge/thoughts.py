@@ -70,6 +70,7 @@ class Thoughts:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._numbered = (-1, 0)  # epoch and sequence of the last thought; they outlive an activation
         self.begin()
 
     def begin(self) -> None:
@@ -81,7 +82,7 @@ class Thoughts:
 
     def next_sequence(self, epoch: int) -> int:
         """Number of the next thought; every epoch counts from 1."""
-        return self._last[1].sequence + 1 if self._last is not None and self._last[1].epoch == epoch else 1
+        return self._numbered[1] + 1 if self._numbered[0] == epoch else 1
 
     def will_do(self, turn: Turn, newest_ns: int, epoch: int, period_s: float) -> bool:
         """Whether the last guidance answers `turn` too, should the scene of its newest image be the same.
@@ -98,6 +99,7 @@ class Thoughts:
     def published(self, turn: Turn, guidance: Guidance, report: Report | None, took_s: float) -> None:
         """took_s: of the whole turn."""
         self._last = (turn, guidance)
+        self._numbered = (guidance.epoch, guidance.sequence)
         self._skipped = 0
         self._took_s, self._report = took_s, report
         self._counts["published"] += 1
