@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from thinkjepa_ros.thinker import tiny
 from thinkjepa_ros.thinker.qwen import Thinker
@@ -27,6 +28,16 @@ def mini_folder() -> Path:
 def fresh_thinker(**options) -> Thinker:
     """A thinker with nothing cached."""
     return Thinker.load(mini_folder(), **options)
+
+
+def lively_thinker(**options) -> Thinker:
+    """One with larger random weights, so that each token that it writes depends on those before."""
+    thinker = fresh_thinker(**options)
+    with torch.no_grad():
+        for parameter in thinker._model.model.language_model.layers.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(3)
+    return thinker
 
 
 def frames(
