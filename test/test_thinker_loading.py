@@ -169,7 +169,7 @@ def test_a_longer_window_eager_attention_and_larger_pictures_need_more():
     config = fresh_thinker()._model.config
 
     def need(size=(128, 128), seconds=8.0, dtype=torch.float32, attention="sdpa"):
-        return memory.working(config, size, Window(seconds), dtype, attention)
+        return memory.working(config, size, Window(seconds), dtype, attention, torch.device("cuda"))
 
     assert need(dtype=torch.bfloat16) < need() < need(seconds=16.0) < need(seconds=16.0, attention="eager")
     assert need() < need(size=(256, 256))
@@ -186,7 +186,8 @@ def test_the_estimate_is_above_what_a_thought_takes():
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
-    estimate = memory.working(thinker._model.config, (128, 128), thinker.window, torch.float32, "sdpa")
+    cpu = torch.device("cpu")
+    estimate = memory.working(thinker._model.config, (128, 128), thinker.window, torch.float32, "sdpa", cpu)
     assert 1e6 < peak < estimate < 20 * peak
 
 
