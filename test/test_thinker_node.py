@@ -4,61 +4,28 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 from rclpy.parameter import Parameter
-from ros_kit import LATCHED, NS, SOON_S, TestCamera, accounted, picture, wait_until
+from ros_kit import LATCHED, SOON_S, accounted, picture, wait_until
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
+from thinker_node_kit import START, STEP, Watched, hosted
 
 from thinkjepa_ros.bridge.messages import guidance_from_message, make_header, packed, stamp_ns
-from thinkjepa_ros.bridge.parameters import MAX_INSTRUCTION
+from thinkjepa_ros.bridge.parameters import MAX_INSTRUCTION, MAX_TEMPLATE
 from thinkjepa_ros.msg import Guidance as GuidanceMsg
 from thinkjepa_ros.msg import NodeStatus
-from thinkjepa_ros.nodes.thinker import ThinkerNode
+from thinkjepa_ros.thinker import inputs
 from thinkjepa_ros.thinker.errors import Cancelled, ThinkerError
-
-START = 1_000 * NS
-STEP = NS // 10
 
 
 @pytest.fixture
 def host(peer):
-    """Hosts a thinker with the given parameters and returns it once it is active."""
-
-    def make(**parameters):
-        defaults = {"think_period_s": 0.05, "window_s": 2.0, "input_timeout_s": 30.0, "max_new_tokens": 2}
-        overrides = [Parameter(name, value=value) for name, value in {**defaults, **parameters}.items()]
-        node = peer.host(ThinkerNode(parameter_overrides=overrides))
-        wait_until(lambda: node.label == "active", "the thinker active")
-        return node
-
-    return make
-
-
-class Watched:
-    """A thinker, its camera, and what it says."""
-
-    def __init__(self, peer, node):
-        self.peer, self.node = peer, node
-        self.camera = TestCamera(peer, node="thinker", info=False)
-        self.guidance = peer.collect(GuidanceMsg, "/thinker/guidance", LATCHED)
-        self.texts = peer.collect(String, "/thinker/text", LATCHED)
-        self.instruct = peer.publisher(String, "/thinker/instruction", LATCHED)
-
-    def play(self, count: int, start: int = START, step: int = STEP) -> None:
-        """Images that have all arrived."""
-        before = self.node.ledger.counts().received
-        for k in range(count):
-            self.camera.send(start + k * step, k)
-            wait_until(lambda k=k: self.node.ledger.counts().received == before + k + 1, "the image received")
-
-    def next_guidance(self, accept=lambda g: True) -> GuidanceMsg:
-        """The first guidance from now on that `accept` takes."""
-        seen = len(self.guidance)
-        return wait_until(lambda: next((g for g in self.guidance[seen:] if accept(g)), None), "guidance")
+    return partial(hosted, peer)
 
 
 @pytest.fixture
@@ -79,8 +46,8 @@ def test_guidance_is_a_whole_pyramid_with_text_and_stamp(thinker):
         and guidance.present == (True, True)
         and np.abs(guidance.pyramid).max() > 0
     )
-    assert message.header.frame_id == "camera_optical" and not message.trained
-    assert message.model_id.endswith("(untrained)") and message.valid_for_s == pytest.approx(4.0)
+    assert message.header.frame_id == "camera_optical" and message.trained == thinker.node.trained
+    assert message.model_id.endswith("(untrained)") != message.trained and message.valid_for_s == pytest.approx(4.0)
     wait_until(lambda: thinker.texts and thinker.texts[-1].data == message.text, "the text")
     assert thinker.camera.status.model_id == message.model_id
 
@@ -148,6 +115,11 @@ def test_a_new_instruction_cancels_the_thought_and_begins_a_fresh_one(thinker, m
     guidance = thinker.next_guidance()
     assert cancelled == ["first"] and guidance.instruction == "second" and began == ["first", "second"]
     assert guidance.instruction_id and thinker.node.ledger.counts().published == 1
+
+
+def test_the_limits_are_those_of_the_model():
+    """The node refuses before the thinker would; the two must agree, and the node does not import the model's side."""
+    assert (MAX_INSTRUCTION, MAX_TEMPLATE) == (inputs.MAX_INSTRUCTION_CHARS, inputs.MAX_QUESTION_CHARS)
 
 
 def test_an_endless_instruction_is_refused(thinker):

@@ -110,7 +110,8 @@ class ThinkerNode(CameraNode):
 
     def prepare(self) -> None:
         assert self._thinker is not None
-        self.warming = "the first thought has not ended"
+        asked_for = self.parameters["think_on_request"]
+        self.warming = "no thought was asked for yet" if asked_for else "the first thought has not ended"
         window = self._thinker.window
         self._images = LongWindow(window.span_ns, window.period_ns, self.ledger, self._complain)
         self._fresh = threading.Event()
