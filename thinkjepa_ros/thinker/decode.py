@@ -209,6 +209,7 @@ class StaticDecoder(EagerDecoder):
             self.release()
             capacity = 1 << (wanted - 1).bit_length()
             buffers = _Buffers(self._text, capacity, len(self.layers), self._model.dtype, self._model.device)
+            buffers.fill(memory, self._length)  # allocates the cache, on this stream
             if self._captures:
                 self._graph = self._captured(buffers)
             self._buffers, self._capacity = buffers, capacity
@@ -217,6 +218,7 @@ class StaticDecoder(EagerDecoder):
     def _captured(self, buffers: _Buffers) -> Any:
         """The step over these buffers as a CUDA graph, or None, and a warning, where it cannot be captured."""
         device = self._model.device
+        buffers.cache.reset()  # there is room for the steps of the warm-up
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.device(device):
