@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import dataclasses
 import math
 
 import numpy as np
@@ -16,7 +17,7 @@ from thinkjepa_ros.bridge import messages
 from thinkjepa_ros.bridge.messages import MessageError
 from thinkjepa_ros.msg import Forecast as ForecastMsg
 from thinkjepa_ros.msg import Guidance as GuidanceMsg
-from thinkjepa_ros.values import Forecast, Guidance
+from thinkjepa_ros.values import GENERATED, PROMPT_TEXT, PROMPT_VISUAL, Forecast, Guidance, Subgoal
 
 NS = 1_000_000_000
 
@@ -29,6 +30,21 @@ def a_guidance(peak: float = 3.0) -> Guidance:
         instruction_id="ab12",
         epoch=2**31 + 5, sequence=2**40, model_id="m (untrained)",
     )  # fmt: skip
+
+
+def a_full_guidance(peak: float = 3.0, subgoal_peak: float = 3.0) -> Guidance:
+    """With the states of its tokens, none of them as large as the peak of the pyramid, and a sub-goal."""
+    rng = np.random.default_rng(2)
+    states, latent = (rng.normal(0, 1, shape).astype(np.float32) for shape in ((3, 5, 8), (4, 6)))
+    states[1, 4, 2], latent[3, 5] = peak, subgoal_peak
+    return dataclasses.replace(
+        a_guidance(),
+        present=(True, True),
+        thought="left lamp red",
+        states=states,
+        streams=np.array([PROMPT_TEXT, PROMPT_VISUAL, PROMPT_TEXT, GENERATED, GENERATED], np.uint8),
+        subgoal=Subgoal(latent, 2.5, "encoder-1234", True),
+    )
 
 
 def a_forecast() -> Forecast:
@@ -69,9 +85,76 @@ def test_guidance_survives_the_wire(peak, dtype):
         assert getattr(back, name) == getattr(guidance, name), name
 
 
-def test_a_pyramid_of_another_shape_is_not_sent():
-    with pytest.raises(ValueError, match="pyramid"):
-        messages.guidance_to_message(Guidance(np.zeros((3, 8), np.float32), (0, 1, 2), NS, 1.0))
+@pytest.mark.parametrize(
+    ("peak", "subgoal_peak", "dtypes"),
+    [
+        (3.0, 3.0, (0, 0)),
+        (65519.0, -65519.0, (0, 0)),
+        (65520.0, 3.0, (1, 0)),
+        (3.0, -1e30, (0, 1)),
+        (1e38, 1e38, (1, 1)),
+    ],
+)
+def test_tokens_and_sub_goal_survive_the_wire(peak, subgoal_peak, dtypes):
+    """Each in the smaller type where it fits: one state beyond float16 makes pyramid and states float32."""
+    guidance = a_full_guidance(peak, subgoal_peak)
+    message = through_the_wire(messages.guidance_to_message(guidance))
+    assert (message.dtype, message.subgoal_dtype) == dtypes and message.tokens == 5
+    back = messages.guidance_from_message(message)
+    for ours, theirs, dtype in (
+        (guidance.pyramid, back.pyramid, dtypes[0]),
+        (guidance.states, back.states, dtypes[0]),
+        (guidance.subgoal.latent, back.subgoal.latent, dtypes[1]),
+    ):
+        assert np.isfinite(theirs).all() and theirs.dtype == np.float32
+        assert np.array_equal(theirs, ours.astype(np.float32 if dtype else np.float16).astype(np.float32))
+    assert np.array_equal(back.streams, guidance.streams) and back.streams.dtype == np.uint8
+    assert (back.thought, back.text) == ("left lamp red", guidance.text)
+    assert (back.subgoal.horizon_s, back.subgoal.space, back.subgoal.trained) == (2.5, "encoder-1234", True)
+
+
+def test_the_pooled_form_has_neither_tokens_nor_sub_goal():
+    back = messages.guidance_from_message(through_the_wire(messages.guidance_to_message(a_guidance())))
+    assert back.states is back.streams is back.subgoal is None and back.thought == ""
+
+
+def test_a_pooled_thought_of_the_2b_is_at_most_100_kib():
+    """Eight layers of width 2048, and as many words as a thinker writes."""
+    pyramid = np.random.default_rng(0).normal(0, 30, (8, 2, 2048)).astype(np.float32)
+    layers = (0, 4, 8, 12, 16, 20, 24, 27)
+    guidance = Guidance(pyramid, layers, NS, 10.0, text="x" * 500, thought="y" * 500, instruction="z" * 500)
+    wire = serialize_message(messages.guidance_to_message(guidance, "camera_optical"))
+    assert 8 * 2 * 2048 * 2 < len(wire) <= 68 * 1024
+    goal = Subgoal(np.zeros((64, 192), np.float32), 2.5, "mini", False)
+    wire = serialize_message(messages.guidance_to_message(dataclasses.replace(guidance, subgoal=goal)))
+    assert len(wire) <= 100 * 1024
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pyramid": np.zeros((3, 8), np.float32)}, "pyramid"),
+        ({"pyramid": np.full((3, 2, 8), np.nan, np.float32)}, "pyramid of a guidance holds values that are not finite"),
+        ({"layers": (0, 1)}, "pyramid"),
+        ({"states": np.zeros((2, 5, 8), np.float32)}, "token states"),
+        ({"states": np.zeros((3, 5, 9), np.float32)}, "token states"),
+        ({"states": np.zeros((3, 8), np.float32)}, "token states"),
+        ({"states": np.full((3, 5, 8), np.inf, np.float32)}, "states of a guidance"),
+        ({"states": None}, "token states"),
+        ({"streams": None}, "token states"),
+        ({"streams": np.zeros(4, np.uint8)}, "token states"),
+        ({"streams": np.array([0, 1, 0, 2, 300])}, "kinds of token"),
+        ({"streams": np.array([0, 1, 0, 2, -1])}, "kinds of token"),
+        ({"subgoal": Subgoal(np.zeros(6, np.float32), 1.0, "e", True)}, "sub-goal"),
+        ({"subgoal": Subgoal(np.zeros((0, 6), np.float32), 1.0, "e", True)}, "sub-goal"),
+        ({"subgoal": Subgoal(np.zeros((4, 6), np.float32), 0.0, "e", True)}, "sub-goal"),
+        ({"subgoal": Subgoal(np.zeros((4, 6), np.float32), math.nan, "e", True)}, "sub-goal"),
+        ({"subgoal": Subgoal(np.full((4, 6), np.nan, np.float32), 1.0, "e", True)}, "sub-goal"),
+    ],
+)
+def test_a_guidance_that_contradicts_itself_is_not_sent(changes, words):
+    with pytest.raises(ValueError, match=words):
+        messages.guidance_to_message(dataclasses.replace(a_full_guidance(), **changes))
 
 
 def test_forecast_survives_the_wire():
@@ -135,6 +218,46 @@ def test_a_guidance_that_contradicts_itself_names_the_field(field, fields):
         messages.guidance_from_message(change(messages.guidance_to_message(a_guidance()), **fields))
 
 
+NANS = array.array("B", b"\xff\x7f")
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("tokens", {"tokens": 65537}),
+        ("token_streams", {"tokens": 4}),
+        ("token_streams", {"tokens": 0}),
+        ("token_streams", {"token_streams": [0, 1, 0, 2, 3]}),
+        ("token_streams", {"token_streams": [0, 2, 0, 2, 2]}),
+        ("token_streams", {"token_streams": [0, 1, 0, 0, 1]}),
+        ("token_streams", {"present": [True, False]}),
+        ("token_data", {"token_data": array.array("B", bytes(239))}),
+        ("token_data", {"token_data": array.array("B")}),
+        ("token_data", {"tokens": 0, "token_streams": []}),
+        ("token_data", {"token_data": NANS * 120}),
+        ("token_data", {"dtype": 1}),
+        ("thought", {"thought": "x" * (1 << 20) + "x"}),
+        ("subgoal", {"subgoal_tokens": 0}),
+        ("subgoal", {"subgoal": array.array("B")}),
+        ("subgoal", {"subgoal_dtype": 1}),
+        ("subgoal", {"subgoal": NANS * 24}),
+        ("subgoal_dtype", {"subgoal_dtype": 7}),
+        ("subgoal_tokens", {"subgoal_tokens": 2**32 - 1}),
+        ("subgoal_width", {"subgoal_width": 0}),
+        ("subgoal_width", {"subgoal_width": 2**32 - 1}),
+        ("subgoal_horizon_s", {"subgoal_horizon_s": 0.0}),
+        ("subgoal_horizon_s", {"subgoal_horizon_s": -1.0}),
+        ("subgoal_horizon_s", {"subgoal_horizon_s": math.nan}),
+        ("subgoal_horizon_s", {"subgoal_horizon_s": math.inf}),
+        ("subgoal_horizon_s", {"subgoal_horizon_s": 1e9}),
+        ("subgoal_space", {"subgoal_space": "x" * (1 << 20) + "x"}),
+    ],
+)
+def test_tokens_and_sub_goal_that_contradict_themselves_name_the_field(field, fields):
+    with pytest.raises(MessageError, match=rf"^{field} "):
+        messages.guidance_from_message(change(messages.guidance_to_message(a_full_guidance()), **fields))
+
+
 def test_a_guidance_without_stamp_is_refused():
     message = messages.guidance_to_message(a_guidance())
     message.header.stamp.sec, message.header.stamp.nanosec = 0, 0
@@ -184,6 +307,67 @@ def test_a_sound_guidance_with_one_thing_changed_is_refused_or_sound(field, valu
     assert_refused_or_sound(message)
 
 
+finite16 = st.floats(-65504, 65504, width=16)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.integers(1, 3), st.integers(1, 5), st.integers(0, 6), st.integers(0, 4), st.booleans())
+def test_any_guidance_survives_the_wire(data, layers, width, prompt, said, with_goal):
+    """All that float16 holds comes back as it was, and so does every word."""
+
+    def floats(*shape: int) -> np.ndarray:
+        values = data.draw(st.lists(finite16, min_size=math.prod(shape), max_size=math.prod(shape)))
+        return np.array(values, np.float32).reshape(shape)
+
+    kinds = data.draw(st.lists(st.sampled_from([PROMPT_TEXT, PROMPT_VISUAL]), min_size=prompt, max_size=prompt))
+    streams = np.array(kinds + [GENERATED] * said, np.uint8)
+    words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+    guidance = Guidance(
+        floats(layers, 2, width),
+        tuple(sorted(data.draw(st.sets(st.integers(0, 99), min_size=layers, max_size=layers)))),
+        data.draw(st.integers(1, 2**31 * NS - 1)),
+        data.draw(st.floats(2**-10, 86400, width=32)),
+        present=(data.draw(st.booleans()), said > 0),
+        text=data.draw(words),
+        thought=data.draw(words),
+        states=floats(layers, prompt + said, width) if prompt + said else None,
+        streams=streams if prompt + said else None,
+        subgoal=Subgoal(floats(2, width), data.draw(st.floats(2**-10, 86400, width=32)), data.draw(words), True)
+        if with_goal
+        else None,
+    )
+    message = through_the_wire(messages.guidance_to_message(guidance))
+    assert message.dtype == GuidanceMsg.FLOAT16
+    back = messages.guidance_from_message(message)
+    for field in dataclasses.fields(Guidance):
+        ours, theirs = getattr(guidance, field.name), getattr(back, field.name)
+        if field.name == "subgoal" and ours is not None:
+            assert np.array_equal(ours.latent, theirs.latent)
+            assert (ours.horizon_s, ours.space, ours.trained) == (theirs.horizon_s, theirs.space, theirs.trained)
+        elif isinstance(ours, np.ndarray):
+            assert np.array_equal(ours, theirs)
+        else:
+            assert ours == theirs, field.name
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    field=st.sampled_from(
+        ["tokens", "layers", "width", "dtype", "subgoal_tokens", "subgoal_width", "subgoal_dtype", "subgoal_horizon_s"]
+    ),
+    value=st.one_of(st.integers(0, 12), st.integers(0, 255)),
+    at=st.integers(0, 47),
+    byte=st.integers(0, 255),
+    kind=st.integers(0, 255),
+)
+def test_a_full_guidance_with_one_thing_changed_is_refused_or_sound(field, value, at, byte, kind):
+    message = messages.guidance_to_message(a_full_guidance())
+    message.token_data[at], message.subgoal[at], message.token_streams[at % 5] = byte, byte, kind
+    assert_refused_or_sound(message)
+    setattr(message, field, float(value) if field.endswith("_s") else value)
+    assert_refused_or_sound(message)
+
+
 def assert_refused_or_sound(message: GuidanceMsg) -> None:
     try:
         guidance = messages.guidance_from_message(message)
@@ -191,6 +375,11 @@ def assert_refused_or_sound(message: GuidanceMsg) -> None:
         assert str(error).split()[0].split(".")[0] in GuidanceMsg.get_fields_and_field_types()
     else:
         assert guidance.pyramid.shape == (message.layers, 2, message.width) and np.isfinite(guidance.pyramid).all()
+        if guidance.states is not None:
+            assert guidance.states.shape == (message.layers, message.tokens, message.width)
+            assert np.isfinite(guidance.states).all() and guidance.streams.max() <= GENERATED
+        if guidance.subgoal is not None:
+            assert np.isfinite(guidance.subgoal.latent).all() and 0 < guidance.subgoal.horizon_s < math.inf
         assert len(guidance.layers) == message.layers and guidance.stamp_ns > 0 and 0 < guidance.valid_for_s < math.inf
 
 

@@ -111,6 +111,8 @@ def _token_form(guidance: Guidance, shape: tuple[int, ...]) -> tuple[np.ndarray,
             f"token states are [{layers}, tokens, {width}] with a kind per token, "
             f"not {list(states.shape)} with {list(streams.shape)}"
         )
+    if streams.size and not 0 <= streams.min() <= streams.max() <= GENERATED:
+        raise ValueError(f"kinds of token are 0 to {GENERATED}, not {streams.min()} to {streams.max()}")
     return states, streams.astype(np.uint8)
 
 
