@@ -17,16 +17,42 @@ train = typer.Typer(
 
 @train.command("thinker")
 def train_thinker(
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = MINI / "thinker",
+    data: Annotated[
+        Path | None, typer.Argument(help="Folder with train/ (episodes of `thinkjepa data sim`). Not for --steps 0.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")] = MINI / "thinker",
+    run: Annotated[Path, typer.Option(help="Work in progress: checkpoints and logs. The same folder resumes.")] = Path(
+        "out/thinker"
+    ),
     steps: Annotated[
         int, typer.Option(min=0, help="0 writes the untrained mini, which says so wherever it is shown.")
-    ] = 0,
+    ] = 1600,
+    see_steps: Annotated[int, typer.Option(min=1, help="Steps before them in which it learns to see lamps.")] = 700,
+    batch_size: Annotated[int, typer.Option(min=2, help="Windows in a step.")] = 32,
+    lr: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 1e-3,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first episodes.")] = None,
     seed: Seed = 0,
+    threads: Threads = 2,
 ) -> None:
-    """Write the mini thinker: a real Qwen3-VL of about a million parameters."""
-    from ..thinker.tiny import main as run
+    """Train the mini thinker, a real Qwen3-VL of about a million parameters, to say what cue-reach asks for.
 
-    print(run(out, steps, seed))
+    From scratch, in about half an hour on two cores: which cube goes to which tray, told by a lamp that was lit seconds
+    ago, by the instruction, or by what the hand carries. `thinkjepa evaluate thinker` tells how often it is right.
+    """
+    from ..train.thinker import train as run_training
+
+    run_training(
+        data,
+        out,
+        run=run,
+        steps=steps,
+        see_steps=see_steps,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        threads=threads,
+        limit=limit,
+    )
 
 
 @train.command("all")

@@ -22,8 +22,7 @@ from ..data.sim.script import VAL_SEEDS
 from ..jepa import model as jepa_model
 from ..jepa.forecaster import Forecaster
 from ..jepa.readout import SigmaScale
-from ..train.clips import load_folder
-from ..train.mini import data_hash
+from ..train.clips import data_hash, load_folder
 from ..version import __version__
 from .coverage import Coverage, scores, show
 from .forecast import ANCHORED, MODEL, Origins, collect, sigma_coverage

@@ -19,11 +19,15 @@ from .. import checkpoints
 from . import tokenizer as bpe
 
 KIND = "thinker"
+NAME = "thinkjepa-mini-thinker"
 IMAGE_SIZE = (128, 128)
 VOCABULARY = 640
+#: The mini sees the central square of a picture, which is what it is trained on: its lamps are a few pixels wide.
+VIEW = "centre"
 #: Twice the library's: the output shares the embedding table, and with 0.02 the embedding of the last prompt token
 #: outweighs what four layers add to it, so that the untrained model would only repeat a line break.
 INITIALIZER_RANGE = 0.04
+POSITION_RANGE = 0.2
 #: What the mini is asked; the words of `{instruction}` are put in by `inputs.question`.
 PROMPT = "Task: {instruction}\nWhich cube goes to which tray?"
 #: GitHub-friendly and quick to hash: a larger mini is a mistake in the numbers below.
@@ -83,26 +87,32 @@ def model(ids: dict[str, int], seed: int) -> Qwen3VLForConditionalGeneration:
     """The mini with the library's own initialisation from `seed`; the caller's random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen3VLForConditionalGeneration(config(ids)).eval()
+        network = Qwen3VLForConditionalGeneration(config(ids)).eval()
+        # As large as the patches beside them, or training finds out late that a lamp has a left and a right.
+        torch.nn.init.normal_(network.model.visual.pos_embed.weight, std=POSITION_RANGE)
+        return network
 
 
 def build(path: str | Path, seed: int = 0) -> Path:
     """Write the untrained checkpoint folder and return it. The same seed and torch version give the same bytes."""
     folder = Path(path)
+    untrained = model(write_tokenizer(folder), seed)
+    save(folder, untrained, trained=False, domain="none", training={"seed": seed, "steps": 0})
+    return folder
+
+
+def write_tokenizer(folder: Path) -> dict[str, int]:
+    """Write the tokenizer's files and return the ids of the added tokens."""
     tokenizer = bpe.train(bpe.corpus(), VOCABULARY)
     bpe.save(tokenizer, folder)
     ids: dict[str, Any] = {token: tokenizer.token_to_id(token) for token in bpe.ADDED_TOKENS}
-    untrained = model(ids, seed)
-    training = {"seed": seed, "steps": 0}
-    save(folder, untrained, name="thinkjepa-mini-thinker", trained=False, domain="none", training=training)
-    return folder
+    return ids
 
 
 def save(
     folder: Path,
     network: Qwen3VLForConditionalGeneration,
     *,
-    name: str,
     trained: bool,
     domain: str,
     training: dict[str, Any],
@@ -119,8 +129,8 @@ def save(
     state = {k: v for k, v in network.state_dict().items() if k != "lm_head.weight"}
     manifest = checkpoints.Manifest(
         kind=KIND,
-        model_id=name,
-        config={"image_size": list(IMAGE_SIZE), "prompt": PROMPT},
+        model_id=NAME,
+        config={"image_size": list(IMAGE_SIZE), "prompt": PROMPT, "view": VIEW},
         trained=trained,
         domain=domain,
         training={**training, "parameters": sum(v.numel() for v in state.values())},
@@ -130,16 +140,6 @@ def save(
     size = (folder / checkpoints.WEIGHTS).stat().st_size
     if size > MAX_WEIGHT_BYTES:
         raise ValueError(f"{folder}: the mini thinker is {size} bytes, more than the {MAX_WEIGHT_BYTES} it may have.")
-
-
-def main(out: Path, steps: int = 0, seed: int = 0) -> Path:
-    """`thinkjepa train thinker`: write the untrained mini thinker to `out`. ValueError for steps > 0."""
-    if steps != 0:
-        raise ValueError(
-            f"Training the thinker ({steps} steps) arrives with a later release; "
-            "`--steps 0` writes the untrained mini, which says so wherever it is shown."
-        )
-    return build(out, seed)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -52,7 +52,7 @@ _LOWER = """
 red green blue yellow white black left right tray cube lamp lit light none put the a in into on of to is was and it
 which what where when now then first last next before after no yes cue task reach grasp transport place wait idle
 pick up take move moves hand hands will with both robot arm seconds user assistant system answer think thought
-happens do does goes seen early later shows says unknown one two
+happens do does goes seen early later shows says takes unknown one two
 """
 _CAPITALISED = "Put Take Move Pick The Which What Where Task Answer Cue Reach None No Place Then Now It"
 #: Words of the cue-reach scene, its instructions and its answers; each is one token, bare and after a space.
@@ -63,14 +63,14 @@ _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-#: ChatML as the Instruct releases write it, for text, image and video content.
+#: ChatML as the Thinking releases write it, for text, image and video content: the answer begins with a thought.
 CHAT_TEMPLATE = (
     "{%- macro body(c) -%}{%- if c is string -%}{{ c }}{%- else -%}{%- for p in c -%}"
     "{%- if p.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>"
     "{%- elif p.type == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>"
     "{%- elif p.type == 'text' -%}{{ p.text }}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
     "{%- for m in messages -%}{{ '<|im_start|>' + m.role + '\n' + body(m.content) + '<|im_end|>\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n<think>\n' }}{%- endif -%}"
 )
 
 
@@ -79,6 +79,7 @@ def corpus() -> list[str]:
     sentences = [
         "<0.5 seconds> <12.3 seconds> Task: put the red cube in the left tray. Which cube goes to which tray?",
         "The lamp at the right tray was lit green. Answer: the green cube, the right tray.",
+        "right lamp green\n</think>\n\ngreen cube, right tray",
     ]
     return [w for w in WORDS for _ in range(60)] + [" " + w for w in WORDS for _ in range(60)] + sentences * 20
 

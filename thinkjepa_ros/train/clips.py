@@ -4,6 +4,8 @@ frame.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,16 @@ def load_folder(folder: str | Path, limit: int | None = None, split: str | None 
     if not paths:
         raise EpisodeError(f"There are no episodes in {folder}; make some with `thinkjepa data sim {folder}`.")
     return [Episode.load(p) for p in track(paths, f"Reading {Path(folder).name}", transient=True)]
+
+
+def data_hash(folder: Path, limit: int | None) -> str:
+    """One hash over the names and contents of the episodes."""
+    digest = hashlib.sha256()
+    for path in list_episodes(folder)[:limit]:
+        digest.update(json.dumps([path.name, path.stat().st_size]).encode())
+        with path.open("rb") as file:
+            digest.update(file.read(512))  # the user block of an episode holds the SHA-256 of the rest
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

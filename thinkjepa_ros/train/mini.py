@@ -7,8 +7,6 @@ point, about as long as the figures in `model.json` say.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import platform
 import time
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 
 from ..checkpoints import sha256_of
-from ..data.episode import JOINT_NAMES, Episode, list_episodes
+from ..data.episode import JOINT_NAMES, Episode
 from ..jepa import model
 from ..jepa.encoder import EncoderConfig
 from ..jepa.predictor import PredictorConfig
@@ -107,7 +105,7 @@ def train_all(
     common = {
         "seed": seed,
         "episodes": len(episodes),
-        "data": data_hash(data / "train", limit),
+        "data": clips.data_hash(data / "train", limit),
         "config": net.config.as_dict(),
     }
     net.train()
@@ -179,13 +177,3 @@ def mean_pose(tracks: list[latents.Track]) -> np.ndarray:
         total = total + np.where(known, points, 0).sum(0)
         count = count + known.sum(0)
     return np.asarray(total / np.maximum(count, 1))
-
-
-def data_hash(folder: Path, limit: int | None) -> str:
-    """One hash over the names and contents of the episodes."""
-    digest = hashlib.sha256()
-    for path in list_episodes(folder)[:limit]:
-        digest.update(json.dumps([path.name, path.stat().st_size]).encode())
-        with path.open("rb") as file:
-            digest.update(file.read(512))  # the user block of an episode holds the SHA-256 of the rest
-    return digest.hexdigest()[:16]
