@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import MINI, Model, shipped
+from .options import MINI, Model, ThinkerPath, shipped
 
 evaluate = typer.Typer(help="Find out what a model is worth, beside baselines.", no_args_is_help=True)
 
@@ -39,3 +39,25 @@ def evaluate_calibrate(
     from ..evaluation.calibration import calibrate as run
 
     run(shipped(model), data, limit=limit)
+
+
+@evaluate.command("thinker")
+def evaluate_thinker(
+    data: Annotated[Path, typer.Argument(help="Folder of episodes the thinker was not trained on.")],
+    model: ThinkerPath = MINI / "thinker",
+    probe: Annotated[
+        Path | None,
+        typer.Option(help="Other episodes: fit a linear probe on them that reads the intent from each layer."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Use only the first episodes.")] = None,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of each episode.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+) -> None:
+    """How often the thinker says rightly which cube goes to which tray, over windows as a live node has them.
+
+    Windows end at any time, at any phase to the camera, some with frames missing. With --probe also how much of the
+    intent each layer of its pyramid carries, beside the same network with random weights.
+    """
+    from ..evaluation.thinker import evaluate as run
+
+    run(shipped(model), data, probe=probe, limit=limit, per_episode=windows, out=out)
