@@ -149,10 +149,10 @@ def run(
     stop = "length"
     clock = _Clock(model.device)
     with decoder.thinking(halt.raise_if_cancelled):
-        positions, follows = _positions(model, inputs)
+        positions, follows = positions_of(model, inputs)
         states = decoder.read(inputs, positions)
         prefill_s = clock.lap()
-        prompt = _masked_mean(states, types[0], pool)
+        prompt = masked_mean(states, types[0], pool)
         _refuse_non_finite(states, layers, "prompt")
         pool_s = clock.lap()
         kept = states if keep_states else None
@@ -203,7 +203,7 @@ class _Clock:
         return self._last - before
 
 
-def _positions(model: Qwen3VLForConditionalGeneration, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
+def positions_of(model: Qwen3VLForConditionalGeneration, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
     """Positions [3, 1, S] of the prompt's tokens, and that of the token that follows.
 
     Left to itself the model keeps them in `rope_deltas`, where another request may find them. Computed on the CPU: it
@@ -225,7 +225,7 @@ def _end_tokens(model: Qwen3VLForConditionalGeneration) -> frozenset[int]:
     return frozenset([ends] if isinstance(ends, int) else ends)
 
 
-def _masked_mean(states: torch.Tensor, types: torch.Tensor, pool: str) -> torch.Tensor:
+def masked_mean(states: torch.Tensor, types: torch.Tensor, pool: str) -> torch.Tensor:
     """Mean over the chosen tokens of states [L, S, D] -> float32 [L, D] on the CPU."""
     if pool != "all":
         states = states[:, (types > 0) if pool == "visual" else (types == 0)]
