@@ -21,7 +21,7 @@ START = 1_000 * NS
 STEP = NS // 10
 
 
-def hosted(peer: Peer, **parameters: Any) -> ThinkerNode:
+def hosted(peer: Peer, kind: type[ThinkerNode] = ThinkerNode, **parameters: Any) -> ThinkerNode:
     """A thinker with the given parameters in this process, once it is active."""
     defaults = {
         "think_period_s": 0.05,
@@ -31,7 +31,7 @@ def hosted(peer: Peer, **parameters: Any) -> ThinkerNode:
         "niceness": 0,  # other tests may share the machine
     }
     overrides = [Parameter(name, value=value) for name, value in {**defaults, **parameters}.items()]
-    node = peer.host(ThinkerNode(parameter_overrides=overrides))
+    node = peer.host(kind(parameter_overrides=overrides))
     wait_until(lambda: node.label == "active", lambda: f"the thinker active; {node.failure}", 90.0)
     return node
 
@@ -39,9 +39,10 @@ def hosted(peer: Peer, **parameters: Any) -> ThinkerNode:
 class Watched:
     """A thinker, its camera, and what it says."""
 
-    def __init__(self, peer, node):
+    def __init__(self, peer: Peer, node: ThinkerNode) -> None:
         self.peer, self.node = peer, node
-        self.camera = TestCamera(peer, node="thinker", info=False)
+        if node.parameters["image_transport"] == "raw":
+            self.camera = TestCamera(peer, node="thinker", info=False)
         self.guidance = peer.collect(GuidanceMsg, "/thinker/guidance", LATCHED)
         self.texts = peer.collect(String, "/thinker/text", LATCHED)
         self.instruct = peer.publisher(String, "/thinker/instruction", LATCHED)
