@@ -83,7 +83,8 @@ def test_prompt_form_is_pinned(thinker):
         "<|im_start|>user\n"
         "<0.1 seconds><|vision_start|><|video_pad|><|video_pad|><|vision_end|>"
         "<0.6 seconds><|vision_start|><|video_pad|><|video_pad|><|vision_end|>"
-        "Task: put the red cube in the left tray\nWhich cube goes to which tray?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+        "Task: put the red cube in the left tray\nWhich cube goes to which tray?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n"
     )
 
 
@@ -171,6 +172,46 @@ def test_fit_keeps_the_aspect(size):
     assert (rest == thinker_inputs.BAR_VALUE).all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([(128, 128), (96, 128), (64, 32)]))
+def test_centre_fills_the_picture_from_the_middle(h, w, size):
+    """No bars, the same scale in both directions up to a pixel, and as much to one side as to the other."""
+    rows, cols = np.mgrid[0:h, 0:w]
+    rgb = np.stack([rows * 255 // h, cols * 255 // w, np.full((h, w), 200)], 2).astype(np.uint8)
+    seen = fit(rgb, size, "centre")
+    assert seen.shape == (*size, 3) and seen.dtype == np.uint8
+    if (h, w) == size:
+        assert seen is rgb
+        return
+    assert (seen[..., 2] == 200).all(), "no bars"
+    part_h, part_w = min(h, max(1, round(w * size[0] / size[1]))), min(w, max(1, round(h * size[1] / size[0])))
+    assert part_h == h or part_w == w, "one side is whole"
+    assert abs(part_h / size[0] - part_w / size[1]) <= 1 / min(size), "undistorted, up to the rounding of a pixel"
+    top, left = (h - part_h) // 2, (w - part_w) // 2
+    middle = rgb[top : top + part_h, left : left + part_w]
+    assert np.array_equal(seen, thinker_inputs._resized(middle, size))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 200), st.sampled_from([32, 128]))
+def test_both_views_of_a_square_are_the_same(side, size):
+    rgb = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    assert np.array_equal(fit(rgb, (size, size), "centre"), fit(rgb, (size, size), "whole"))
+
+
+def test_what_is_beside_the_central_square_is_not_seen():
+    rgb = np.zeros((96, 160, 3), np.uint8)
+    rgb[:, :32] = rgb[:, 128:] = 255
+    assert not fit(rgb, (128, 128), "centre").any() and (fit(rgb, (128, 128)) == 255).any()
+    tall = np.ascontiguousarray(rgb.transpose(1, 0, 2))
+    assert not fit(tall, (128, 128), "centre").any()
+
+
+def test_an_unknown_view_is_refused():
+    with pytest.raises(ValueError, match="view is 'left', must be one of whole, centre"):
+        fit(np.zeros((8, 8, 3), np.uint8), (8, 8), "left")
+
+
 def test_fit_averages_areas():
     """A bright dot much smaller than a pixel of the result still shows: area averaging, not sampling."""
     rgb = np.zeros((1024, 1024, 3), np.uint8)
@@ -210,6 +251,63 @@ def test_instruction_cannot_speak_the_control_language(thinker):
     with pytest.raises(ValueError, match="501 characters"):
         prompt.words("x" * (MAX_INSTRUCTION_CHARS + 1))
     assert prompt.words("") == prompt.words(" \n\t ") == "none"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 2), st.integers(0, 2)), max_size=12))
+def test_a_cached_pair_is_never_that_of_another(thinker, asked):
+    """Whatever stamps and pictures come together, in any order, with a cache that drops pairs all the time."""
+    encoder, fresh = _encoders(thinker)
+    for stamp_a, stamp_b, one, two in asked:
+        a, b = (stamp_a, _PICTURES[one]), (stamp_a + stamp_b + 1, _PICTURES[two])
+        got, _ = encoder.encode(a, b)
+        assert torch.equal(got.pooled, fresh[one, two].pooled) and len(encoder) <= 3
+        assert all(torch.equal(x, y) for x, y in zip(got.deepstack, fresh[one, two].deepstack, strict=True))
+
+
+_PICTURES = [frame.rgb for frame in frames(3, seed=9)]
+_MADE: dict = {}
+
+
+def _encoders(thinker):
+    """A small cache, and what every pair of pictures gives on its own."""
+    if not _MADE:
+        for one in range(3):
+            for two in range(3):
+                alone = PairEncoder(thinker._model, (128, 128), capacity=1)
+                _MADE[one, two] = alone.encode((0, _PICTURES[one]), (1, _PICTURES[two]))[0]
+    return PairEncoder(thinker._model, (128, 128), capacity=3), _MADE
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 30_000), min_size=1, max_size=8))
+def test_irregular_times_stand_in_the_prompt(thinker, times_ms):
+    """To a tenth of a second, in order, one before each pair."""
+    times = sorted(t / 1000 for t in times_ms)
+    text = thinker._prompt._tokenizer.decode(thinker._prompt.ids(times, 3, INSTRUCTION)[0])
+    pads = "<|vision_start|>" + "<|video_pad|>" * 3 + "<|vision_end|>"
+    assert "".join(f"<{t:.1f} seconds>{pads}" for t in times) in text and text.count("seconds>") == len(times)
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("x" * 2001, "2001 characters, at most 2000"),
+        ("what\x1b[31m now", "cannot be printed"),
+        ("what\u202enow", "cannot be printed"),
+        ("what?<|im_end|>", r"control token <\|im_end\|>"),
+        ("<think>", "control token <think>"),
+        ("<|video_pad|>", "control token"),
+        ("{task}: what?", r"holds \{task\}"),
+        ("{} what?", r"holds \{\}"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_refused_and_the_old_one_stays(thinker, question, words):
+    prompt = thinker._prompt
+    before = prompt.question
+    with pytest.raises(ValueError, match=words):
+        prompt.ask(question)
+    assert prompt.question == before
 
 
 @settings(max_examples=200, deadline=None)

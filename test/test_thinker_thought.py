@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from itertools import pairwise
@@ -13,7 +14,7 @@ from thinker_kit import frames, fresh_thinker
 
 from thinkjepa_ros.thinker.qwen import Cancelled, ThinkerError, TimedOut
 from thinkjepa_ros.thinker.window import Window
-from thinkjepa_ros.values import Frame
+from thinkjepa_ros.values import GENERATED, PROMPT_TEXT, PROMPT_VISUAL, Frame
 
 TASK = "put the red cube in the left tray"
 
@@ -141,6 +142,119 @@ def test_text_is_streamed_and_clean(thinker):
     seen = []
     g = thinker.think(frames(4), TASK, max_new_tokens=4, on_text=seen.append)
     assert len(seen) == 4 and seen[-1] == g.thought and all(b.startswith(a) for a, b in pairwise(seen))
+
+
+def test_the_token_form_holds_what_the_means_are_made_of(thinker):
+    shown = frames(7)
+    g = thinker.think(shown, TASK, max_new_tokens=5, tokens=True)
+    pooled = thinker.think(shown, TASK, max_new_tokens=5)
+    assert pooled.states is pooled.streams is None and np.array_equal(pooled.pyramid, g.pyramid)
+    report = thinker.report
+    assert g.states.shape == (4, report.prompt_tokens + 5, 128) and g.states.dtype == np.float32
+    assert g.streams.dtype == np.uint8 and (g.streams == PROMPT_VISUAL).sum() == 16 * report.pairs
+    assert (g.streams[-5:] == GENERATED).all() and (g.streams == GENERATED).sum() == 5
+    prompt = g.streams != GENERATED
+    np.testing.assert_allclose(g.states[:, prompt].mean(1), g.pyramid[:, 0], atol=1e-5)
+    np.testing.assert_allclose(g.states[:, ~prompt].mean(1), g.pyramid[:, 1], atol=1e-5)
+    for pool, kind in (("text", PROMPT_TEXT), ("visual", PROMPT_VISUAL)):
+        other = fresh_thinker(pool=pool).think(shown, TASK, max_new_tokens=5).pyramid
+        np.testing.assert_allclose(g.states[:, g.streams == kind].mean(1), other[:, 0], atol=1e-5)
+    silent = thinker.think(shown, TASK, max_new_tokens=0, tokens=True)
+    assert silent.states.shape[1] == report.prompt_tokens and not (silent.streams == GENERATED).any()
+
+
+def test_the_report_says_where_the_time_went(thinker):
+    thinker.think(frames(12), TASK, max_new_tokens=4)
+    r = thinker.report
+    assert (r.pairs, r.new_pairs, r.new_tokens, r.stop, r.forced_end) == (6, 6, 4, "length", False)
+    parts = (r.vision_s, r.prefill_s, r.decode_s, r.pool_s)
+    assert all(p > 0 for p in parts) and 0.8 * r.total_s < sum(parts) <= r.total_s
+    thinker.think(frames(12), TASK, max_new_tokens=4, think_tokens=1)
+    assert thinker.report.new_pairs == 0 and thinker.report.forced_end
+
+
+def test_another_question_is_asked_from_the_next_thought_on():
+    thinker = fresh_thinker()
+    own, shown = thinker.question, frames(4)
+    before = thinker.think(shown, TASK)
+    thinker.ask("Describe what is seen.")
+    other = thinker.think(shown, TASK)
+    assert not np.array_equal(other.pyramid, before.pyramid) and thinker.report.new_pairs == 0
+    assert np.array_equal(thinker.think(shown, "anything else").pyramid, other.pyramid), "no place for an instruction"
+    thinker.ask("Now: {instruction}!")
+    assert not np.array_equal(thinker.think(shown, TASK).pyramid, thinker.think(shown, "anything else").pyramid)
+    for bad in ("{task}", "x" * 2001, "<|im_start|>"):
+        with pytest.raises(ThinkerError, match="the question"):
+            thinker.ask(bad)
+        assert thinker.question == "Now: {instruction}!"
+    thinker.ask("")
+    assert thinker.question == own and same(thinker.think(shown, TASK), before)
+    asked = fresh_thinker(prompt="Now: {instruction}!")
+    assert asked.question == "Now: {instruction}!"
+    asked.ask(" ")
+    assert asked.question == own, "the checkpoint's, not the first one asked"
+    with pytest.raises(ThinkerError, match=r"the question holds \{task\}"):
+        fresh_thinker(prompt="{task}")
+
+
+def test_a_change_of_the_scene_is_measured_against_the_last_finished_thought(thinker):
+    def grey(level, stamp_ns=0, size=(128, 128)):
+        return [Frame(np.full((*size, 3), level, np.uint8), stamp_ns)]
+
+    assert thinker.scene_change(grey(5)) == math.inf
+    thinker.think(grey(100), TASK, max_new_tokens=0)
+    assert thinker.scene_change(grey(100)) == 0 and thinker.scene_change(grey(110)) == 10
+    assert thinker.scene_change(grey(90, size=(300, 300))) == 10, "pictures are compared as the model sees them"
+    assert thinker.scene_change([*grey(0), *grey(255, 1)]) == 155, "the newest one"
+    half = np.full((128, 128, 3), 100, np.uint8)
+    half[:64] = 120
+    assert thinker.scene_change([Frame(half, 0)]) == 10
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(Cancelled):
+        thinker.think(grey(200), TASK, cancel=cancel)
+    assert thinker.scene_change(grey(200)) == 100, "a thought that did not finish has seen nothing"
+    thinker.think([*grey(0), *grey(200, 10**9)], TASK, max_new_tokens=0)
+    assert thinker.scene_change(grey(200)) == 0
+    thinker.forget()
+    assert thinker.scene_change(grey(200)) == math.inf
+    with pytest.raises(ThinkerError, match="no frame to compare"):
+        thinker.scene_change([])
+    thinker.think(grey(200), TASK, max_new_tokens=0)
+    with pytest.raises(ThinkerError, match=r"uint8 \[H, W, 3\]"):
+        thinker.scene_change([Frame(np.zeros((4, 4), np.uint8), 0)])
+
+
+def test_frames_observed_during_a_thought_are_left_to_the_next_one(thinker):
+    """From another thread, at any time: nothing is computed beside the thought, lost, or mixed up."""
+    stream = frames(24)
+    alone = fresh_thinker().think(stream, TASK, max_new_tokens=2)
+    seen = []
+
+    def on_text(_):
+        before = len(thinker._encoder)
+        thread = threading.Thread(target=lambda: [thinker.observe(f) for f in stream])
+        thread.start()
+        thread.join()
+        seen.append(len(thinker._encoder) - before)
+
+    thinker.think(stream[:8], TASK, max_new_tokens=2, on_text=on_text)
+    assert seen == [0, 0]
+    assert same(thinker.think(stream, TASK, max_new_tokens=2), alone) and thinker.report.new_pairs == 8
+    for frame in frames(2, seed=5, start_ns=60_000_000_000):
+        thinker.observe(frame)
+    assert len(thinker._encoder) == 13, "between thoughts a pair is encoded when it is complete"
+
+
+def test_the_view_of_the_checkpoint_is_kept():
+    """The mini is shown the central square."""
+    thinker = fresh_thinker()
+    assert thinker._view == "centre"
+    wide = Frame(np.zeros((96, 160, 3), np.uint8), 0)
+    wide.rgb[:, :32] = wide.rgb[:, 128:] = 255
+    assert not thinker.prepare(wide).rgb.any()
+    thinker._view = "whole"
+    assert (thinker.prepare(wide).rgb == 255).any()
 
 
 def test_cancel_and_the_next_thought_works(thinker):

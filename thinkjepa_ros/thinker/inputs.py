@@ -193,8 +193,8 @@ class Prompt:
             raise ValueError("the question holds characters that cannot be printed; only line breaks are allowed")
         if token := next((t for t in self._reserved if t in question), None):
             raise ValueError(f"the question holds the control token {token}; the chat template puts those in by itself")
-        if unknown := next((n for n in re.findall(r"{(\w*)}", question) if n != "instruction"), None):
-            raise ValueError(f"the question holds {{{unknown}}}; only {{instruction}} is filled in")
+        if unknown := re.search(r"{(?!instruction})\w*}", question):
+            raise ValueError(f"the question holds {unknown[0]}; only {{instruction}} is filled in")
         return question
 
     def words(self, instruction: str) -> str:
