@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 import weakref
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import torch
 from thinker_kit import fresh_thinker
 
 from thinkjepa_ros.thinker import video
@@ -155,32 +153,15 @@ def qwen_vl_utils():
         pytest.skip("qwen-vl-utils is not installed (pip install qwen-vl-utils torchvision decord)")
     if not any(importlib.util.find_spec(name) for name in ("torchcodec", "decord")):
         pytest.skip("qwen-vl-utils has no decoder here (pip install decord)")
-    try:
-        import torchvision
-    except RuntimeError:
-        # A torchvision for CUDA beside a torch for processors: its Python half works once these two names exist.
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision  # noqa: F401
-
-        yield library
-    yield None
 
 
 @pytest.mark.parametrize(("rate_hz", "count"), [(30.0, 300), (10.0, 100), (2.0, 20)])
 def test_qwen_vl_utils_reads_the_same_film(qwen_vl_utils, tmp_path, rate_hz, count):
     film = Video(write(tmp_path / "film.avi", count, rate_hz))
-    frames = list(film.frames(Window(), "qwen-vl-utils"))
-    ours = list(film.frames(Window()))
-    assert abs(len(frames) - len(ours)) <= 1 + len(ours) // 8
-    stamps = [f.stamp_ns for f in frames]
-    assert stamps == sorted(set(stamps)) and stamps[0] == 0
-    assert max(np.diff(stamps)) <= max(0.3, 1.01 / rate_hz) * 1e9
-    for frame in frames:
-        assert frame.rgb.dtype == np.uint8 and abs(frame.rgb.mean() - grey(round(frame.stamp_ns * 1e-9 * rate_hz))) < 5
+    theirs, ours = (list(film.frames(Window(), reader)) for reader in ("qwen-vl-utils", "opencv"))
+    assert [f.stamp_ns for f in theirs] == pytest.approx([f.stamp_ns for f in ours], abs=1e6)
+    for one, other in zip(theirs, ours, strict=True):
+        assert one.rgb.dtype == np.uint8 and abs(one.rgb.mean() - other.rgb.mean()) < 3
 
 
 def test_qwen_vl_utils_says_what_it_cannot_read(qwen_vl_utils, tmp_path, film):

@@ -2,10 +2,10 @@
 
 Two readers. "opencv" decodes the file as it goes and takes the stamp of every frame from it, also where the rate
 varies. "qwen-vl-utils" is the releases' own way (an extra for training: `pip install qwen-vl-utils`, with torchvision
-and torchcodec or decord): it takes frames at even distances and knows their times from the average rate alone. Which
-one is used is asked for and not guessed, because the pixels differ a little, and so do the states.
+and torchcodec or decord): it knows the times of frames from the average rate alone, and scales pictures to multiples
+of 32 pixels. Which one is used is asked for and not guessed, because the pixels differ a little, and so do the states.
 
-Nothing but one frame per slot leaves a reader, and a reader holds no more than a few seconds of video.
+Nothing but one frame per slot leaves a reader, and a reader holds no more than a second of video.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .window import Window
 READERS = ("opencv", "qwen-vl-utils")
 #: Larger pictures are refused before one is decoded.
 MAX_SIDE = 8192
-#: qwen-vl-utils reads this much at once.
-_SEGMENT_S = 4.0
+#: Frames that qwen-vl-utils reads at once (an even number: it drops one of an odd one), and how few it can.
+_SEGMENT, _FEWEST = 32, 4
 #: The releases' patch, merged in twos: what qwen-vl-utils rounds a picture's sides to is a multiple of twice this.
 _PATCH = 16
 
@@ -107,14 +107,15 @@ class Video:
         fetch = _qwen_vl_utils()
         if not self.rate_hz or not self.duration_s:
             raise VideoError(f"{self.path}: says neither rate nor length, which qwen-vl-utils needs; use opencv.")
-        segment = max(_SEGMENT_S, 4 / self.rate_hz)  # it wants four frames
-        begin = 0.0
-        while begin < self.duration_s - 1 / self.rate_hz:
+        count = round(self.duration_s * self.rate_hz)
+        begin = 0
+        while begin < count:
+            end = begin + _SEGMENT if begin + _SEGMENT + _FEWEST <= count else count
             wanted = {
                 "video": str(self.path),
-                "video_start": begin,
-                "video_end": begin + segment,
-                "fps": 1 / window.period_s,
+                "video_start": (begin - 0.25) / self.rate_hz,
+                "video_end": (end - 0.75) / self.rate_hz,
+                "fps": self.rate_hz,  # every frame: those that it spreads evenly are not the first of their slots
                 "min_pixels": (2 * _PATCH) ** 2,
             }
             try:
@@ -124,7 +125,7 @@ class Video:
                 raise VideoError(f"{self.path}: qwen-vl-utils cannot read it ({error}); use opencv.") from error
             for image, stamp in zip(pixels, stamps, strict=True):
                 yield Frame(np.ascontiguousarray(image.clamp(0, 255).byte().permute(1, 2, 0).numpy()), stamp)
-            begin += segment
+            begin = end
 
 
 def _qwen_vl_utils() -> Any:
