@@ -30,7 +30,7 @@ from thinkjepa_ros.thinker.errors import Cancelled, ThinkerError
 from thinkjepa_ros.thinker.window import Window
 
 if TYPE_CHECKING:
-    from thinkjepa_ros.thinker.qwen import Thinker
+    from thinkjepa_ros.thinker.interface import Backend
 
 #: Beyond the deadline, which is looked at between two tokens.
 _GRACE_S = 0.5
@@ -48,7 +48,7 @@ class ThinkerNode(CameraNode):
         # Other processes tell a restarted thinker by its epoch; each clock jump adds one.
         self._epoch_base = random.SystemRandom().randrange(1, 2**31)
         self._asked = Task("", "")
-        self._thinker: Thinker | None = None
+        self._thinker: Backend | None = None
         self._thoughts = Thoughts()
         self._images: LongWindow | None = None
         self._fresh = threading.Event()  # frames that no thought has seen, a new question, or a request
@@ -73,7 +73,7 @@ class ThinkerNode(CameraNode):
     def give_up_s(self) -> float:
         return self.parameters["exit_when_hung_s"]
 
-    def load(self) -> Thinker:
+    def load(self) -> Backend:
         import cv2
         import torch
 
@@ -98,7 +98,7 @@ class ThinkerNode(CameraNode):
         thinker.warm_up()
         return thinker
 
-    def adopt(self, model: Thinker) -> None:
+    def adopt(self, model: Backend) -> None:
         model.ask(self._asked.template)
         self._thinker = model
         self.model_id, self.trained = model.model_id, model.trained
