@@ -15,7 +15,8 @@ runner = CliRunner()
 
 COMMANDS = [
     ["demo"], ["import"], ["data", "sim"], ["data", "bag"], ["data", "sheet"], ["train", "all"], ["train", "thinker"],
-    ["train", "pretrain"], ["train", "untrained"], ["evaluate", "forecast"], ["evaluate", "calibrate"],
+    ["train", "forecast"], ["train", "pretrain"], ["train", "untrained"],
+    ["evaluate", "thinker"], ["evaluate", "forecast"], ["evaluate", "calibrate"],
     ["bench", "transport"], ["bench", "graph"], ["bench", "jepa"],
 ]  # fmt: skip
 

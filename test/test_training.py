@@ -251,3 +251,35 @@ def test_the_command_trains_stops_on_sigterm_and_resumes(folder: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     net, manifest = model.load(tmp_path / "m")
     assert manifest.trained and manifest.training["encoder_steps"] == 300 and net.config.horizon == 32
+
+
+def test_the_second_half_alone_keeps_the_encoder_and_names_its_thinker(folder: Path, tmp_path: Path) -> None:
+    from thinkjepa_ros.thinker import tiny
+    from thinkjepa_ros.train.mini import train_forecast, untrained
+
+    thinker = tiny.build(tmp_path / "thinker")
+    untrained(tmp_path / "init", seed=4)
+    train_forecast(
+        folder.parent, tmp_path / "out", init=tmp_path / "init", run=tmp_path / "run", thinker=thinker,
+        forecast_steps=2, threads=1, limit=1,
+    )  # fmt: skip
+    before, after = model.load(tmp_path / "init")[0].state_dict(), model.load(tmp_path / "out")[0].state_dict()
+    manifest = model.load(tmp_path / "out")[1]
+    assert manifest.training["thinker"].startswith("thinkjepa-mini-thinker-")
+    assert manifest.training["forecast_steps"] == 2
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"predictor", "motion"}
+
+
+def test_an_encoder_of_another_shape_cannot_be_kept(folder: Path, tmp_path: Path) -> None:
+    from thinkjepa_ros.checkpoints import CheckpointError
+    from thinkjepa_ros.thinker import tiny
+    from thinkjepa_ros.train.mini import train_forecast
+
+    model.save(tmp_path / "small", small_net(), "small", trained=False, domain="none")
+    with pytest.raises(CheckpointError, match="encoder is not of the mini's shape"):
+        train_forecast(
+            folder.parent, tmp_path / "out", init=tmp_path / "small", run=tmp_path / "run",
+            thinker=tiny.build(tmp_path / "thinker"), forecast_steps=1, threads=1,
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()

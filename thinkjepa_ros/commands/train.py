@@ -89,6 +89,40 @@ def train_all(
     )
 
 
+@train.command("forecast")
+def train_forecast(
+    data: Annotated[Path, typer.Argument(help="Folder with train/ (episodes of `thinkjepa data sim`).")],
+    init: Annotated[Path, typer.Option(help="Checkpoint folder whose encoder and pose readout are kept.")] = MINI,
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")] = Path("out/forecast"),
+    run: Annotated[
+        Path, typer.Option(help="Work in progress: checkpoints, logs, caches. The same folder resumes.")
+    ] = Path("out/train_forecast"),
+    thinker: ThinkerPath = MINI / "thinker",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 900,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first episodes.")] = None,
+    seed: Seed = 0,
+    threads: Threads = 2,
+) -> None:
+    """Train guided predictor and motion readout anew over a trained encoder, as for another thinker.
+
+    The second half of `train all`: latents and thoughts of every episode, then the predictor. A predictor understands
+    the thinker it was trained with and no other.
+    """
+    from ..train.mini import train_forecast as run_forecast
+
+    run_forecast(
+        data,
+        out,
+        init=shipped(init),
+        run=run,
+        thinker=shipped(thinker),
+        forecast_steps=steps,
+        seed=seed,
+        threads=threads,
+        limit=limit,
+    )
+
+
 @train.command("pretrain")
 def train_pretrain(
     data: Annotated[

@@ -285,7 +285,7 @@ def evaluate(
         from ..thinker.qwen import Thinker
         from ..train.mini import thinker_over
 
-        thoughts = thinker_over(Thinker.load(thinker), 1)
+        thoughts = thinker_over(Thinker.load(thinker))
     origins = collect(forecaster, episodes, thoughts)
     result = report(origins, np.array(manifest.training["mean_pose"]), forecaster.joint_names)
     show(result)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoints import sha256_of
+from ..checkpoints import WEIGHTS, CheckpointError, sha256_of
 from ..data.episode import JOINT_NAMES, Episode
 from ..jepa import model
 from ..jepa.encoder import EncoderConfig
@@ -31,7 +31,9 @@ from .run import threads as use_threads
 MODEL_ID = f"thinkjepa-mini-{__version__}"
 DOMAIN = "simulation"
 #: Seconds between two thoughts in the training data, and the earliest one.
-THINK_EVERY_S, FIRST_THOUGHT_S = 1.5, 2.0
+THINK_EVERY_S, FIRST_THOUGHT_S = 1.0, 0.5
+#: As long as the thinker node lets a thought be.
+MAX_NEW_TOKENS = 16
 
 
 def canonical_camera(size: int) -> Camera:
@@ -54,14 +56,10 @@ def untrained(out: Path, seed: int = 0, guide_layers: int = 4, guide_width: int 
     model.save(out, model.ForecastNet(configuration(guide_layers, guide_width)), MODEL_ID, trained=False, domain="none")
 
 
-def thinker_over(thinker: Thinker, every: int) -> Callable[[Episode], list[Guidance]]:
-    """Thoughts of every `every`-th episode (by seed) at a fixed rhythm, each over the frames up to its own time,
-    never later.
-    """
+def thinker_over(thinker: Thinker) -> Callable[[Episode], list[Guidance]]:
+    """Thoughts of an episode at a fixed rhythm, each over the frames up to its own time, never later."""
 
     def think(episode: Episode) -> list[Guidance]:
-        if episode.seed % every:
-            return []
         thinker.forget()
         slots: dict[int, int] = {}
         for index, stamp in enumerate(episode.stamps_ns):
@@ -71,7 +69,8 @@ def thinker_over(thinker: Thinker, every: int) -> Callable[[Episode], list[Guida
             episode.stamps_ns[0] + int(FIRST_THOUGHT_S * 1e9), episode.stamps_ns[-1], int(THINK_EVERY_S * 1e9)
         )
         return [
-            thinker.think([f for f in sparse if f.stamp_ns <= t], episode.instruction, max_new_tokens=8) for t in times
+            thinker.think([f for f in sparse if f.stamp_ns <= t], episode.instruction, max_new_tokens=MAX_NEW_TOKENS)
+            for t in times
         ]
 
     return think
@@ -86,7 +85,6 @@ def train_all(
     encoder_steps: int = 2400,
     forecast_steps: int = 900,
     batch_size: int = 32,
-    think_on_every: int = 3,
     seed: int = 0,
     threads: int = 2,
     limit: int | None = None,
@@ -97,10 +95,8 @@ def train_all(
     CheckpointError.
     """
     use_threads(threads)
-    began = time.monotonic()
     mind = Thinker.load(thinker)
-    torch.manual_seed(seed)
-    net = model.ForecastNet(configuration(len(mind.layers), mind.width))
+    net = _fresh(len(mind.layers), mind.width, seed)
     episodes = clips.load_folder(data / "train", limit)
     common = {
         "seed": seed,
@@ -119,50 +115,110 @@ def train_all(
         seed=seed,
         describe={**common, "steps": encoder_steps, "batch_size": batch_size},
     )
+    training: dict[str, Any] = {
+        "command": "thinkjepa train all",
+        "encoder_steps": encoder_steps,
+        "encoder_seconds": round(first.seconds),
+        "encoder_cpu_seconds": round(first.cpu_seconds),
+        "batch_size": batch_size,
+    }
+    describe = {**common, "encoder_steps": encoder_steps}
+    training |= _forecast_stage(net, episodes, mind, thinker, run, forecast_steps, seed, describe)
+    model.save(out, net, MODEL_ID, trained=True, domain=DOMAIN, training={**training, "threads": threads})
+
+
+def train_forecast(
+    data: Path,
+    out: Path,
+    *,
+    init: Path,
+    run: Path,
+    thinker: Path,
+    forecast_steps: int = 900,
+    seed: int = 0,
+    threads: int = 2,
+    limit: int | None = None,
+) -> None:
+    """The second half of `train_all` alone: guided predictor and motion readout, over the encoder of the model `init`.
+
+    For another thinker: its states mean nothing to a predictor that was trained with a different one. With the encoder
+    that `train_all` makes the result is the same as with `train_all`. Raises as it does.
+    """
+    use_threads(threads)
+    mind = Thinker.load(thinker)
+    known, manifest = model.load(init)
+    net = _fresh(len(mind.layers), mind.width, seed)
+    for part in ("encoder", "pose"):
+        try:
+            getattr(net, part).load_state_dict(getattr(known, part).state_dict())
+        except RuntimeError as error:
+            raise CheckpointError(f"{init}: its {part} is not of the mini's shape ({error}).") from None
+    episodes = clips.load_folder(data / "train", limit)
+    describe = {
+        "seed": seed,
+        "episodes": len(episodes),
+        "data": clips.data_hash(data / "train", limit),
+        "config": net.config.as_dict(),
+        "init": manifest.sha256[WEIGHTS],
+    }
+    training = {k: v for k, v in manifest.training.items() if k.startswith("encoder_") or k == "batch_size"}
+    training |= {"command": "thinkjepa train forecast", "init": f"{manifest.model_id} {manifest.sha256[WEIGHTS][:8]}"}
+    training |= _forecast_stage(net, episodes, mind, thinker, run, forecast_steps, seed, describe)
+    model.save(out, net, MODEL_ID, trained=True, domain=DOMAIN, training={**training, "threads": threads})
+
+
+def _fresh(guide_layers: int, guide_width: int, seed: int) -> model.ForecastNet:
+    torch.manual_seed(seed)
+    return model.ForecastNet(configuration(guide_layers, guide_width))
+
+
+def _forecast_stage(
+    net: model.ForecastNet,
+    episodes: list[Episode],
+    mind: Thinker,
+    thinker: Path,
+    run: Path,
+    steps: int,
+    seed: int,
+    describe: dict[str, Any],
+) -> dict[str, Any]:
+    """Latents and thoughts of all episodes, then the guided predictor and the motion readout. Returns the record."""
+    began = time.monotonic()
     net.eval().requires_grad_(False)
-    between = time.monotonic()
     tracks = latents.build(
         episodes,
         net,
         run / "latents",
-        thinker_over(mind, think_on_every),
-        f"{mind.model_id} {sha256_of(Path(thinker) / 'model.safetensors')}",
+        thinker_over(mind),
+        f"{mind.model_id} {sha256_of(Path(thinker) / WEIGHTS)}",
     )
-    cache_s = time.monotonic() - between
+    cache_s = time.monotonic() - began
     net.predictor.requires_grad_(True)
     net.motion.requires_grad_(True)
     second = forecast.train(
         tracks,
         net,
         run / "forecast",
-        steps=forecast_steps,
+        steps=steps,
         batch_size=48,
         lr=1e-3,
         seed=seed + 1,
-        describe={**common, "steps": forecast_steps, "encoder_steps": encoder_steps, "thinker": mind.model_id},
+        describe={**describe, "steps": steps, "thinker": mind.model_id},
     )
-    training: dict[str, Any] = {
-        "command": "thinkjepa train all",
+    return {
         "version": __version__,
         "seed": seed,
         "episodes": len(episodes),
-        "data_sha256": common["data"],
-        "encoder_steps": encoder_steps,
-        "encoder_seconds": round(first.seconds),
-        "encoder_cpu_seconds": round(first.cpu_seconds),
-        "batch_size": batch_size,
+        "data_sha256": describe["data"],
         "cache_seconds": round(cache_s),
-        "forecast_steps": forecast_steps,
+        "forecast_steps": steps,
         "forecast_seconds": round(second.seconds),
         "forecast_cpu_seconds": round(second.cpu_seconds),
-        "seconds_of_this_call": round(time.monotonic() - began),
-        "threads": threads,
         "torch": torch.__version__,
-        "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {threads} threads",
+        "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "thinker": mind.model_id,
         "mean_pose": mean_pose(tracks).round(5).tolist(),
     }
-    model.save(out, net, MODEL_ID, trained=True, domain=DOMAIN, training=training)
 
 
 def mean_pose(tracks: list[latents.Track]) -> np.ndarray:
