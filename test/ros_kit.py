@@ -165,7 +165,7 @@ class Peer:
 
     def __exit__(self, *_: object) -> None:
         for node in self.hosted:
-            node.stop()
+            self.call(node.stop)  # where the executor does not wait for what it takes away
         self._over.set()
         self._thread.join(10)
         for node in [*self.hosted, self.node]:

@@ -125,6 +125,17 @@ def test_signals_end_a_node_whose_model_hangs(processes, peer, small_model, name
     assert status == 0 and took < 5.0, process.output
 
 
+def test_a_thinker_that_hangs_for_too_long_ends_for_whoever_restarts_it(processes, peer):
+    options = ["-p", "think_timeout_s:=0.1", "-p", "exit_when_hung_s:=1.5", "-p", "window_s:=1.0"]
+    process = processes.start(HANGING, "thinker", "call", "--ros-args", *options)
+    statuses = active(peer, "/thinker")
+    with LiveCamera(peer, endless()):
+        wait_until(lambda: statuses[-1].state == NodeStatus.HUNG, lambda: f"HUNG; {statuses[-1:]}")
+        assert process.running
+        wait_until(lambda: not process.running, lambda: process.output)
+    assert process.status == 3 and "to be started again" in process.output and "Traceback" not in process.output
+
+
 def test_a_second_signal_changes_nothing(processes, peer, small_model):
     process = processes.start(HANGING, "predictor", "call", "--ros-args", "-p", f"model:={small_model}")
     active(peer, "/predictor")
