@@ -168,6 +168,25 @@ def test_malformed_tokens_are_refused_and_what_was_held_stays(net, changes, word
     assert f.guidance is held
 
 
+def test_a_thought_of_the_mini_guides_by_its_tokens_over_the_wire() -> None:
+    """Thinker, message, forecaster: as the nodes do it."""
+    from thinker_kit import frames as seen
+    from thinker_kit import fresh_thinker
+
+    from thinkjepa_ros.bridge import messages
+
+    said = fresh_thinker().think(seen(8, start_ns=10**9), "do it", max_new_tokens=4, tokens=True)
+    net = small_net(made_as=config(predictor={"guide_mode": "cross", "guide_layers": 4, "guide_width": 128}))
+    f, pictures = forecaster(net), images(net, 4)
+    plain = answer(f, pictures, None).positions
+    back = messages.guidance_from_message(messages.guidance_to_message(said))
+    over_the_wire, in_process = (answer(f, pictures, each).positions for each in (back, said))
+    np.testing.assert_allclose(over_the_wire, in_process, atol=1e-3)
+    assert np.abs(over_the_wire - plain).max() > 10 * np.abs(over_the_wire - in_process).max()
+    means = dataclasses.replace(back, states=None, streams=None)
+    assert not np.array_equal(answer(f, pictures, means).positions, over_the_wire)
+
+
 @pytest.mark.gpu
 def test_a_captured_step_takes_either_form(net, pictures) -> None:
     if not torch.cuda.is_available():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
+import numpy as np
 import pytest
 import torch
 from thinker_kit import frames, lively_thinker
@@ -110,6 +111,27 @@ def test_memory_is_given_back_and_taken_again(thinker, model):
     same(think(model, inputs, static), before, atol=0)
 
 
+def test_memory_that_ran_out_is_given_back_and_the_next_thought_works():
+    thinker = lively_thinker(static=True)
+    before = thinker.think(frames(6), "do it", max_new_tokens=6)
+    layer, calls = thinker._model.model.language_model.layers[1], []
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) == 4:  # the prompt and two tokens went well
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = layer.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(ThinkerError, match="out of memory in a thought"):
+            thinker.think(frames(6), "do it", max_new_tokens=6)
+    finally:
+        handle.remove()
+    assert thinker._decoder._buffers is None and len(thinker._encoder) == 0
+    after = thinker.think(frames(6), "do it", max_new_tokens=6)
+    assert np.array_equal(after.pyramid, before.pyramid) and after.thought == before.thought
+
+
 def test_hooks_are_gone_after_a_thought_however_it_ends(thinker, model):
     inputs, static, cancel = prompt(thinker, 2), StaticDecoder(model, LAYERS), threading.Event()
     think(model, inputs, static)
@@ -142,11 +164,9 @@ def test_what_cannot_be_is_refused(model, monkeypatch):
     monkeypatch.setattr(model.config.text_config, "_attn_implementation_internal", "flash_attention_2")
     with pytest.raises(ValueError, match="needs attention sdpa or eager, not flash_attention_2"):
         StaticDecoder(model, LAYERS)
-    from thinkjepa_ros.thinker import qwen
-
-    assert isinstance(qwen._decoder(model, LAYERS, None), EagerDecoder)
+    assert isinstance(decode.make(model, LAYERS, None), EagerDecoder)
     with pytest.raises(ThinkerError, match=r"flash_attention_2; choose that attention, or .*static=False"):
-        qwen._decoder(model, LAYERS, True)
+        decode.make(model, LAYERS, True)
 
 
 # --- on a GPU ---

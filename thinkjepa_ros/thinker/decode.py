@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen3VLForConditionalGeneration, StaticCache
 
+from .errors import ThinkerError
+
 _log = logging.getLogger(__name__)
 #: Steps before a capture: libraries allocate their workspaces and choose their kernels in the first ones.
 _WARM_UP = 3
@@ -252,6 +254,24 @@ class StaticDecoder(EagerDecoder):
         )
         buffers.states.copy_(torch.stack(self._tap.take()))
         buffers.scores.copy_(self._model.lm_head(out.last_hidden_state[:, -1])[0])
+
+
+def make(
+    model: Qwen3VLForConditionalGeneration, layers: Sequence[int], static: bool | None = None
+) -> EagerDecoder | StaticDecoder:
+    """The decoder of a model. static: buffers of fixed length; None: on CUDA, where the attention can do with them.
+
+    Raises ThinkerError.
+    """
+    text: Any = model.config.text_config
+    if static is None:
+        static = model.device.type == "cuda" and text._attn_implementation in STATIC_ATTENTION
+    if not static:
+        return EagerDecoder(model, layers)
+    try:
+        return StaticDecoder(model, layers)
+    except ValueError as error:
+        raise ThinkerError(f"{error}; choose that attention, or decode with a growing cache (static=False).") from None
 
 
 def _memory(cache: Any) -> list[tuple[Tensor, Tensor]]:

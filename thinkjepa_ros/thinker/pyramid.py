@@ -20,9 +20,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Qwen3VLForConditionalGeneration
 
+from ..values import GENERATED, PROMPT_TEXT, PROMPT_VISUAL
 from .decode import EagerDecoder
 from .errors import Cancelled, ThinkerError, TimedOut
 from .marks import Budget
@@ -91,6 +93,18 @@ class Thought:
     pool_s: float
     prompt_states: torch.Tensor | None = None
     generated_states: torch.Tensor | None = None
+
+    def token_form(self, types: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """States float32 [L, S, D] of all tokens and their kinds uint8 [S] (`values.Guidance`), where they were kept.
+
+        types: of the prompt's tokens, 0 for text.
+        """
+        assert self.prompt_states is not None, "they were not asked for"
+        parts = [part for part in (self.prompt_states, self.generated_states) if part is not None]
+        states = torch.cat(parts, 1).float().cpu().numpy()
+        streams = np.full(states.shape[1], GENERATED, np.uint8)
+        streams[: len(types)] = np.where(types.cpu().numpy() > 0, PROMPT_VISUAL, PROMPT_TEXT)
+        return states, streams
 
 
 @dataclass

@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration
 
-from ..values import GENERATED, PROMPT_TEXT, PROMPT_VISUAL, Frame, Guidance
+from ..values import Frame, Guidance
+from . import decode, loading, pyramid
 from . import folder as folders
-from . import loading, pyramid
-from .decode import STATIC_ATTENTION, EagerDecoder, StaticDecoder
 from .errors import Cancelled, ThinkerError, TimedOut
 from .inputs import MAX_INSTRUCTION_CHARS, PairEncoder, Prompt, check_rgb, clean_line, fit
 from .marks import Transcript
@@ -89,7 +88,7 @@ class Thinker:
         if prompt:
             self.ask(prompt)
         self._subgoal = SubgoalMaker.load(subgoal, self.layers, self.width) if subgoal else None
-        self._decoder = _decoder(model, self.layers, static)
+        self._decoder = decode.make(model, self.layers, static)
         # Twice the window: a thought on an older instruction or a window moved back still finds its pairs.
         self._encoder = PairEncoder(model, self.image_size, capacity=2 * self.window.max_pairs)
         self._open: tuple[int, int, np.ndarray] | None = None
@@ -285,7 +284,7 @@ class Thinker:
         rows = torch.zeros_like(thought.prompt) if thought.generated is None else thought.generated
         pooled = torch.stack([thought.prompt, rows], 1)
         written, answer = self._transcript.parts(thought.tokens)
-        states, streams = _token_form(thought, inputs["mm_token_type_ids"][0]) if tokens else (None, None)
+        states, streams = thought.token_form(inputs["mm_token_type_ids"][0]) if tokens else (None, None)
         guidance = Guidance(
             pyramid=pooled.numpy(),
             layers=self.layers,
@@ -373,27 +372,3 @@ def _checked_layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]
     if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= count:
         raise ThinkerError(f"layers {list(chosen)}: they must ascend within 0..{count - 1}, none twice.")
     return chosen
-
-
-def _decoder(
-    model: Qwen3VLForConditionalGeneration, layers: Sequence[int], static: bool | None
-) -> EagerDecoder | StaticDecoder:
-    text: Any = model.config.text_config
-    if static is None:
-        static = model.device.type == "cuda" and text._attn_implementation in STATIC_ATTENTION
-    if not static:
-        return EagerDecoder(model, layers)
-    try:
-        return StaticDecoder(model, layers)
-    except ValueError as error:
-        raise ThinkerError(f"{error}; choose that attention, or decode with a growing cache (static=False).") from None
-
-
-def _token_form(thought: pyramid.Thought, types: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """States float32 [L, S, D] and their kinds uint8 [S]: the prompt's tokens (types [S], 0 text), then the others."""
-    assert thought.prompt_states is not None, "they were asked for"
-    parts = [p for p in (thought.prompt_states, thought.generated_states) if p is not None]
-    states = torch.cat(parts, 1).float().cpu().numpy()
-    streams = np.full(states.shape[1], GENERATED, np.uint8)
-    streams[: len(types)] = np.where(types.cpu().numpy() > 0, PROMPT_VISUAL, PROMPT_TEXT)
-    return states, streams
