@@ -77,7 +77,7 @@ def active(peer, name: str):
     wait_until(
         lambda: statuses and statuses[-1].state in (NodeStatus.WAITING, NodeStatus.RUNNING, NodeStatus.WARMING),
         lambda: f"{name} active; last status: {statuses[-1:]}",
-        60.0,
+        120.0,
     )
     return statuses
 
@@ -117,6 +117,7 @@ def test_signals_end_a_node_whose_model_hangs(processes, peer, small_model, name
         wait_until(lambda: "the model hangs" in process.output, lambda: process.output, 60.0)
         wait_until(lambda: statuses and statuses[-1].state == NodeStatus.LOADING, "LOADING")
     else:
+        active(peer, f"/{name}")
         with LiveCamera(peer, endless()):
             wait_until(
                 lambda: statuses and statuses[-1].state == NodeStatus.HUNG, lambda: f"HUNG; {statuses[-1:]}", 60.0
