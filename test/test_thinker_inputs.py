@@ -73,6 +73,12 @@ def test_equals_the_official_processor(thinker):
     assert torch.equal(ours["mm_token_type_ids"], official["mm_token_type_ids"].int())
     assert torch.equal(ours["video_grid_thw"], official["video_grid_thw"]) and torch.equal(grid, ours["video_grid_thw"])
     torch.testing.assert_close(patches, official["pixel_values_videos"], atol=2.5e-7, rtol=0)
+    try:
+        with torch.inference_mode():
+            a, b = thinker._model(**ours), thinker._model(**official)
+    finally:
+        thinker._model.model.rope_deltas = None
+    torch.testing.assert_close(a.logits, b.logits, atol=2e-5, rtol=0)
 
 
 def test_prompt_form_is_pinned(thinker):
