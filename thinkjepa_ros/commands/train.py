@@ -26,7 +26,7 @@ def train_thinker(
     ),
     steps: Annotated[
         int, typer.Option(min=0, help="0 writes the untrained mini, which says so wherever it is shown.")
-    ] = 1600,
+    ] = 1000,
     see_steps: Annotated[int, typer.Option(min=1, help="Steps before them in which it learns to see lamps.")] = 700,
     batch_size: Annotated[int, typer.Option(min=2, help="Windows in a step.")] = 32,
     lr: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 1e-3,
@@ -36,8 +36,8 @@ def train_thinker(
 ) -> None:
     """Train the mini thinker, a real Qwen3-VL of about a million parameters, to say what cue-reach asks for.
 
-    From scratch, in about half an hour on two cores: which cube goes to which tray, told by a lamp that was lit seconds
-    ago, by the instruction, or by what the hand carries. `thinkjepa evaluate thinker` tells how often it is right.
+    From scratch, in less than half an hour on two cores: which cube goes to which tray, told by a lamp that was lit
+    seconds ago or by the instruction. `thinkjepa evaluate thinker` tells how often it is right.
     """
     from ..train.thinker import train as run_training
 

@@ -3,8 +3,8 @@ say about them.
 
 A window ends at any frame of the episode, the slots of `thinker.window.Window` lie at any phase to the camera, and
 frames may be missing. The answer is what the window itself shows: a cue that was lit in a sampled frame, an instruction
-that names cube and tray, or a hand that carries the cube. Where none of them is there, the right answer is that it is
-unknown; an episode whose cue has not come yet is such a case.
+that names cube and tray. Where neither is there the right answer is that it is unknown, before the cue as well as after
+it has left the window: a thinker says what it was told and does not guess from what the hand is doing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..thinker.window import Pair, Window
-from .episode import PHASES, Episode, EpisodeError
+from .episode import Episode, EpisodeError
 
 COLOURS = ("red", "green", "blue")
 SIDES = ("left", "right")
@@ -24,8 +24,6 @@ SIDES = ("left", "right")
 LAMP_STATES = ("off", *COLOURS, "yellow", "purple", "cyan", "white")
 #: Class of a window in which nothing told the intent; below it 2 * cube + tray.
 UNKNOWN = 6
-#: A hand that has carried the cube for this long shows which cube it is, and by now where it goes.
-CARRIED_NS = 600_000_000
 #: The window of the live thinker and its sampling.
 WINDOW_S, SAMPLE_S = 8.0, 0.25
 #: Share of the training with short windows.
@@ -40,8 +38,8 @@ class Sample:
     """One window of one episode: which frames, when, and what is right to say.
 
     pairs: of `frames`. stamps_ns: of the frames, on the shifted clock that the window was cut on. told: how the intent
-    is known ("lamp", "task", "hand" or "none"). lamps int [P, 2]: index into LAMP_STATES per pair and side. so_far
-    int [P]: class told by the lamps up to each pair, -1 where the hand may have told it.
+    is known ("lamp", "task" or "none"). lamps int [P, 2]: index into LAMP_STATES per pair and side. so_far
+    int [P]: class told by the lamps up to each pair.
     """
 
     episode: int
@@ -68,12 +66,8 @@ def answer(intent: int, told: str) -> str:
     if intent == UNKNOWN:
         return "no lamp\n</think>\n\nunknown"
     colour, side = COLOURS[intent // 2], SIDES[intent % 2]
-    thought = {
-        "lamp": f"{side} lamp {colour}",
-        "task": f"task says {side} {colour}",
-        "hand": f"hand takes {side} {colour}",
-    }
-    return f"{thought[told]}\n</think>\n\n{colour} cube, {side} tray"
+    thought = f"{side} lamp {colour}" if told == "lamp" else f"task says {side} {colour}"
+    return f"{thought}\n</think>\n\n{colour} cube, {side} tray"
 
 
 def understood(text: str) -> int | None:
@@ -100,14 +94,14 @@ def cut(
     phase_ns: int = 0,
     mirrored: bool = False,
     keep: np.ndarray | None = None,
-) -> Sample | None:
-    """The window that ends at frame `end`, with the slots moved by `phase_ns`; None where no answer is right.
+) -> Sample:
+    """The window that ends at frame `end`, with the slots moved by `phase_ns`.
 
-    keep: bool [N], frames that arrived (default all).
+    keep: bool [N], frames that arrived (default all). ValueError if none did up to `end`.
     """
     there = np.arange(end + 1) if keep is None else np.flatnonzero(keep[: end + 1])
     if not len(there):
-        return None
+        raise ValueError(f"no frame arrived up to frame {end}")
     stamps = episode.stamps_ns[there] + phase_ns
     pairs = window.choose(stamps.tolist())
     used = sorted({i for p in pairs for i in (p.first, p.second)})
@@ -125,16 +119,12 @@ def cut(
             cue_seen[k] |= episode.cue_ns is not None and episode.cue_ns[0] <= stamp < episode.cue_ns[1]
     cue_seen = np.logical_or.accumulate(cue_seen)
     intent = int(episode.intent["class"]) if episode.intent else UNKNOWN
-    newest = int(true_stamps[-1])
-    reaching = np.array([episode.phases[frames[p.second]] >= PHASES.index("reach") for p in pairs])
-    told = _told(episode, newest, bool(cue_seen[-1]), bool(reaching[-1]))
-    if told is None:
-        return None
-    so_far = np.where(cue_seen, intent, np.where(reaching, -1, UNKNOWN))
+    told = "lamp" if cue_seen[-1] else "task" if episode.split == "text" else "none"
+    so_far = np.where(cue_seen, intent, UNKNOWN)
     instruction = episode.instruction
     if mirrored:
         lamps = lamps[:, ::-1].copy()
-        so_far = np.where((so_far >= 0) & (so_far < UNKNOWN), so_far ^ 1, so_far)
+        so_far = np.where(so_far < UNKNOWN, so_far ^ 1, so_far)
         intent, instruction = intent ^ 1, mirror_words(instruction)
     return Sample(
         episode=number,
@@ -148,17 +138,6 @@ def cut(
         lamps=lamps,
         so_far=so_far,
     )
-
-
-def _told(episode: Episode, newest: int, cue_seen: bool, reaching: bool) -> str | None:
-    """How the window tells the intent, or None where it half does: a hand on its way to something."""
-    if cue_seen:
-        return "lamp"
-    if episode.split == "text":
-        return "task"
-    if newest >= episode.details["begin_ns"]["transport"] + CARRIED_NS:
-        return "hand"
-    return None if reaching else "none"
 
 
 def _flashes(episode: Episode) -> list[tuple[int, int, int, str]]:
@@ -183,27 +162,32 @@ def draw(episodes: Sequence[Episode], shares: np.ndarray, progress: float, rng: 
 
     Short windows around a lit lamp come first, since in a long one nearly all pairs show lamps that are off.
     """
-    while True:
-        number = int(rng.choice(len(episodes), p=shares))
-        episode = episodes[number]
-        early = progress < EARLY
-        span = float(rng.uniform(0.6, 2.5 if early else WINDOW_S))
-        if not early and rng.random() < 0.5:
-            span = WINDOW_S
-        end = int(rng.integers(len(episode)))
-        flashes = _flashes(episode)
-        if flashes and rng.random() < (0.75 if early else 0.15):
-            on, off, *_ = flashes[rng.integers(len(flashes))]
-            end = int(np.searchsorted(episode.stamps_ns, rng.uniform(on, off + 0.5e9)).clip(0, len(episode) - 1))
-        keep = rng.random(len(episode)) < rng.uniform(0.4, 1.0) if rng.random() < 0.3 else None
-        sample = cut(
-            episode,
-            number,
-            end,
-            Window(span, SAMPLE_S),
-            phase_ns=int(rng.integers(1_000_000_000)),
-            mirrored=bool(rng.random() < 0.5),
-            keep=keep,
-        )
-        if sample is not None:
-            return sample
+    number = int(rng.choice(len(episodes), p=shares))
+    episode = episodes[number]
+    early = progress < EARLY
+    span = float(rng.uniform(0.6, 2.5 if early else WINDOW_S))
+    if not early and rng.random() < 0.5:
+        span = WINDOW_S
+    end = int(rng.integers(len(episode)))
+    flashes = _flashes(episode)
+    if flashes and rng.random() < (0.75 if early else 0.15):
+        on, off, *_ = flashes[rng.integers(len(flashes))]
+        end = int(np.searchsorted(episode.stamps_ns, rng.uniform(on, off + 0.5e9)).clip(0, len(episode) - 1))
+    return cut(
+        episode,
+        number,
+        end,
+        Window(span, SAMPLE_S),
+        phase_ns=int(rng.integers(1_000_000_000)),
+        mirrored=bool(rng.random() < 0.5),
+        keep=arrived(episode, end, rng),
+    )
+
+
+def arrived(episode: Episode, end: int, rng: np.random.Generator) -> np.ndarray | None:
+    """bool [N]: in three of ten windows frames are missing, up to half of them, but never the newest; else None."""
+    if rng.random() > 0.3:
+        return None
+    keep = rng.random(len(episode)) < rng.uniform(0.5, 1.0)
+    keep[end] = True
+    return keep

@@ -96,7 +96,7 @@ def waiting(episode: Episode, number: int, count: int) -> list[Sample]:
         cut(episode, number, int(rng.choice(frames)), window, phase_ns=int(rng.integers(1_000_000_000)))
         for _ in range(count)
     ]
-    return [sample for sample in cuts if sample is not None and sample.told == "lamp"]
+    return [sample for sample in cuts if sample.told == "lamp"]
 
 
 def _score(train: Features, test: Features, pool: str, layer: int) -> dict[str, float]:

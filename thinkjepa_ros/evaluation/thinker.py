@@ -19,7 +19,7 @@ from rich.table import Table
 
 from .. import checkpoints
 from ..data.episode import Episode
-from ..data.told import SAMPLE_S, UNKNOWN, WINDOW_S, Sample, cut, understood
+from ..data.told import SAMPLE_S, UNKNOWN, WINDOW_S, Sample, arrived, cut, understood
 from ..thinker.qwen import Thinker
 from ..thinker.window import Window
 from ..train.clips import data_hash, load_folder
@@ -28,6 +28,8 @@ from .bootstrap import Interval, bootstrap_mean
 
 WINDOWS_PER_EPISODE = 8
 MAX_NEW_TOKENS = 16
+CUED = ("lamp", "distractor")
+MOVING = ("reach", "grasp", "transport", "place")
 _WINDOW = Window(WINDOW_S, SAMPLE_S)
 
 
@@ -57,16 +59,14 @@ class Judged:
         return self.answer == self.sample.intent
 
 
-def windows(episode: Episode, number: int, count: int, salt: int = 0) -> list[Sample]:
-    """`count` windows of an episode that have a right answer, drawn from its seed."""
-    rng = np.random.default_rng((episode.seed, 4711, salt))
-    found: list[Sample] = []
-    while len(found) < count:
-        keep = rng.random(len(episode)) < rng.uniform(0.5, 1.0) if rng.random() < 0.3 else None
-        end, phase_ns = int(rng.integers(len(episode))), int(rng.integers(1_000_000_000))
-        sample = cut(episode, number, end, _WINDOW, phase_ns=phase_ns, keep=keep)
-        if sample is not None:
-            found.append(sample)
+def windows(episode: Episode, number: int, count: int) -> list[Sample]:
+    """`count` windows of an episode, drawn from its seed."""
+    rng = np.random.default_rng((episode.seed, 4711))
+    found = []
+    for _ in range(count):
+        end = int(rng.integers(len(episode)))
+        phase_ns, keep = int(rng.integers(1_000_000_000)), arrived(episode, end, rng)
+        found.append(cut(episode, number, end, _WINDOW, phase_ns=phase_ns, keep=keep))
     return found
 
 
@@ -108,9 +108,9 @@ def rows(judged: Sequence[Judged]) -> list[Row]:
     ]
     kinds += [
         ("told by the instruction", lambda j: j.sample.told == "task"),
-        ("shown by the hand, cue long gone", lambda j: j.sample.told == "hand"),
         ("told by nothing", lambda j: j.sample.told == "none"),
-        ("  distractor lamps, no cue yet", lambda j: j.sample.told == "none" and bool(j.sample.lamps.any())),
+        ("  though other lamps were lit", lambda j: j.sample.told == "none" and bool(j.sample.lamps.any())),
+        ("  cue long gone", lambda j: j.sample.told == "none" and j.split in CUED and j.phase in MOVING),
     ]
     parts = {"  cube alone": lambda c: c // 2, "  tray alone": lambda c: c % 2}
     return [r for kind, chosen in kinds if (r := _row(kind, [j for j in judged if chosen(j)], parts.get(kind)))]

@@ -59,7 +59,7 @@ class Batch:
     """B windows, S tokens in the longest.
 
     ids, labels: int [B, S]. positions: int [3, B, S]. pairs: number of each window, N in all. lamps: int [N, 2] and
-    so_far: int [N], what the heads should say behind each pair (so_far -1: nothing).
+    so_far: int [N], what the heads should say behind each pair.
     """
 
     seen: Seen
@@ -187,12 +187,10 @@ class Pupil(nn.Module):
         logits = self.model.lm_head(out.last_hidden_state[:, :-1][place])
         words = F.cross_entropy(logits, wanted[place])
         lamps = F.cross_entropy(pair.flatten(0, 1), batch.lamps.flatten())
-        # Summed over what has an answer: a batch may have none.
-        so_far = F.cross_entropy(told, batch.so_far, ignore_index=-1, reduction="sum")
-        so_far = so_far / batch.so_far.ge(0).sum().clamp(min=1)
+        so_far = F.cross_entropy(told, batch.so_far)
         hit = torch.ones_like(wanted, dtype=torch.bool)
         hit[place] = logits.argmax(-1).eq(wanted[place])
-        known = (batch.so_far >= 0) & (batch.so_far < UNKNOWN)
+        known = batch.so_far < UNKNOWN
         return {
             "loss": seen_loss + words + lamps + so_far,
             "words": words.detach(),
