@@ -263,6 +263,30 @@ THINKER = (
     _AUTOSTART,
 )
 
+#: What docs/parameters.md says below the table of a node.
+NOTES: Mapping[str, str] = {
+    "thinker": """\
+**Steering a running thinker.** A new instruction (topic `~/instruction` or parameter) or question (`~/prompt_template`,
+std_msgs/String, latched, at most 2000 characters; empty: the checkpoint's own) ends the thought under way between two
+tokens and begins a fresh one. After three thoughts in a row that were ended so, thoughts are carried to their end until
+one answers the newest question: a flood of questions cannot keep guidance away, and each guidance names the instruction
+it was thought for. What cannot be asked is refused with words in `~/status` (last_error) and the old question stays.
+The service `~/think` (std_srvs/Trigger) begins a thought now, over the images at hand; `success` is false, with the
+reason, while the node is not active or a model call does not return.
+
+**What it says.** `~/text` (std_msgs/String, latched) grows while a thought is written, at most every 50 ms; such a
+message ends with a space and `…`. The final text has no such end. A thought that is cancelled or fails takes its words
+back: the last final text is published again. A thought that lasted until its guidance counts for nothing is not
+published but reported. `~/status` says when thoughts take longer than their period, when `think_timeout_s` cut one
+short, when turns are left out because the scene is the same, and why a thought failed (memory that ran out, states
+that are not finite, ...); the next thought begins as ever. `/diagnostics` counts them.
+
+**A model call that does not return** is the state HUNG. Images are still filed. When the call returns after all, its
+result counts only if no clock jump, deactivation or new question came meanwhile. Nothing but the end of the process
+can end such a call: `exit_when_hung_s` does that, and launch's `respawn:=true` starts the node again.
+""",
+}
+
 TABLES: Mapping[str, tuple[Parameter, ...]] = {"predictor": PREDICTOR, "thinker": THINKER}
 
 
@@ -316,6 +340,8 @@ def render_docs() -> str:
                 f"| `{row.name}` | {row.kind} | `{_literal(row.default)}` | {row.limits} "
                 f"| {'yes' if row.dynamic else 'no'} | {row.description} |"
             )
+        if node in NOTES:
+            lines += ["", NOTES[node].rstrip()]
     return "\n".join(lines) + "\n"
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Backend(Protocol):
     """Looks at sparse frames over a long window and hands out guidance.
 
-    Everything but `forget` is called from one thread. What goes wrong in a call is a `ThinkerError` with words (of
-    which `Cancelled` and `TimedOut` are two), after which the next call works.
+    Everything but `ask` and `forget` is called from one thread. What goes wrong in a call is a `ThinkerError` with
+    words (of which `Cancelled` and `TimedOut` are two), after which the next call works.
     """
 
     #: Says which weights: the predictor was trained on the states of these and no others. Ends with "(untrained)".
@@ -48,7 +48,10 @@ class Backend(Protocol):
         ...
 
     def ask(self, template: str) -> None:
-        """Change the question from the next thought on."""
+        """Change the question from the next thought on; an empty template is the first one again. From any thread.
+
+        ThinkerError for one that cannot be asked; the question stays as it was.
+        """
         ...
 
     def prepare(self, frame: Frame) -> Frame:
