@@ -14,10 +14,10 @@ from thinkjepa_ros.commands.options import MINI, shipped
 runner = CliRunner()
 
 COMMANDS = [
-    ["demo"], ["import"], ["data", "sim"], ["data", "bag"], ["data", "sheet"], ["train", "all"], ["train", "thinker"],
-    ["train", "forecast"], ["train", "pretrain"], ["train", "untrained"],
+    ["demo"], ["import"], ["think"], ["data", "sim"], ["data", "bag"], ["data", "sheet"],
+    ["train", "all"], ["train", "thinker"], ["train", "forecast"], ["train", "pretrain"], ["train", "untrained"],
     ["evaluate", "thinker"], ["evaluate", "forecast"], ["evaluate", "calibrate"],
-    ["bench", "transport"], ["bench", "graph"], ["bench", "jepa"],
+    ["bench", "transport"], ["bench", "graph"], ["bench", "jepa"], ["bench", "thinker"],
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import typer
 
 from .commands.bench import bench
 from .commands.evaluate import evaluate
+from .commands.think import think
 from .commands.train import train
 from .importers.cli import import_
 
@@ -25,6 +26,7 @@ for name, part in (("data", data), ("train", train), ("evaluate", evaluate), ("b
     app.add_typer(part, name=name)
 
 app.command("import")(import_)
+app.command("think")(think)
 
 
 @app.command()
