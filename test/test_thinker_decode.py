@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from thinker_kit import frames, lively_thinker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from thinkjepa_ros.thinker import decode, pyramid
 from thinkjepa_ros.thinker.decode import EagerDecoder, StaticDecoder
@@ -167,6 +169,32 @@ def test_what_cannot_be_is_refused(model, monkeypatch):
     assert isinstance(decode.make(model, LAYERS, None), EagerDecoder)
     with pytest.raises(ThinkerError, match=r"flash_attention_2; choose that attention, or .*static=False"):
         decode.make(model, LAYERS, True)
+
+
+class _OnTheDevice(TorchDispatchMode):
+    """Every tensor that a kernel reads or makes must be on the device: what copies from the host cannot be captured."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs, out)):
+            assert not isinstance(tensor, torch.Tensor) or tensor.is_meta, f"{func} touches the host"
+        return out
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_step_neither_asks_the_host_nor_copies_from_it(attention):
+    """Tensors without values: whatever looks at one raises. A captured step could do neither."""
+    thinker = lively_thinker(attention=attention)
+    model = thinker._model.to("meta")
+    static = StaticDecoder(model, (1, 3))
+    buffers = decode._Buffers(static._text, 64, 2, model.dtype, model.device)
+    heads = static._text.num_key_value_heads, 8, static._text.head_dim
+    with torch.inference_mode():
+        buffers.fill([(torch.zeros(1, *heads, device="meta"),) * 2] * 4, 8)
+        with static.thinking(lambda: None), _OnTheDevice():
+            static._step(buffers)
+    for name, shape in (("states", (2, 1, 128)), ("scores", (640,))):
+        assert getattr(buffers, name).shape == shape and getattr(buffers, name).is_meta
 
 
 # --- on a GPU ---
