@@ -47,7 +47,6 @@ class ThinkerNode(CameraNode):
         """kwargs: those of rclpy.node.Node."""
         # Other processes tell a restarted thinker by its epoch; each clock jump adds one.
         self._epoch_base = random.SystemRandom().randrange(1, 2**31)
-        self._asked = Task("", "")
         self._thinker: Backend | None = None
         self._thoughts = Thoughts()
         self._images: LongWindow | None = None
