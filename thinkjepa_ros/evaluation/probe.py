@@ -96,7 +96,8 @@ def waiting(episode: Episode, number: int, count: int) -> list[Sample]:
         cut(episode, number, int(rng.choice(frames)), window, phase_ns=int(rng.integers(1_000_000_000)))
         for _ in range(count)
     ]
-    return [sample for sample in cuts if sample.told == "lamp"]
+    dark = [sample for sample in cuts if episode.phase(int(sample.frames[-1])) == "wait"]
+    return [sample for sample in dark if sample.told == "lamp"]
 
 
 def _score(train: Features, test: Features, pool: str, layer: int) -> dict[str, float]:
