@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from thinker_kit import frames, mini_folder
 
+from thinkjepa_ros.thinker import folder as folders
 from thinkjepa_ros.thinker import loading, tiny, tokenizer
 from thinkjepa_ros.thinker.qwen import Thinker, ThinkerError
 
@@ -46,26 +47,18 @@ def test_same_seed_same_bytes(tmp_path):
     assert (other / "model.safetensors").read_bytes() != (again / "model.safetensors").read_bytes()
 
 
-def test_shipped_mini_is_whole_small_and_says_untrained():
+def test_shipped_mini_is_whole_small_and_says_whether_it_is_trained():
     thinker = Thinker.load(SHIPPED)
+    record = json.loads((SHIPPED / "model.json").read_text())
     assert sum(p.stat().st_size for p in SHIPPED.iterdir()) < 5_000_000
-    assert not thinker.trained and thinker.model_id.endswith(" (untrained)")
+    assert thinker.trained is record["trained"] is not thinker.model_id.endswith(" (untrained)")
     parameters = sum(p.numel() for p in thinker._model.parameters())
     assert 1_000_000 < parameters < 1_500_000
-    assert parameters == json.loads((SHIPPED / "model.json").read_text())["training"]["parameters"]
+    assert parameters == record["training"]["parameters"]
     assert (thinker.layers, thinker.width, thinker.image_size) == ((0, 1, 2, 3), 128, (128, 128))
     assert thinker.think(frames(4), "", max_new_tokens=2).model_id == thinker.model_id
-    manifests = [json.loads((folder / "model.json").read_text()) for folder in (SHIPPED, mini_folder())]
-    assert manifests[0]["config"] == manifests[1]["config"], (
-        "rebuild models/mini/thinker: the code asks another question"
-    )
-
-
-def test_training_is_refused_honestly(tmp_path):
-    with pytest.raises(ValueError, match=r"100 steps.*later release"):
-        tiny.main(tmp_path / "x", steps=100)
-    assert not (tmp_path / "x").exists()
-    assert tiny.main(tmp_path / "x") == tmp_path / "x"
+    built = json.loads((mini_folder() / "model.json").read_text())
+    assert record["config"] == built["config"], "rebuild models/mini/thinker: the code asks another question"
 
 
 def test_words_of_the_scene_are_single_tokens():
@@ -190,8 +183,14 @@ def odd_prompt(folder):
     edit(folder / "model.json", config={"image_size": [128, 128], "prompt": 3})
 
 
+@damaged(r"view must be one of whole, centre, is 'left'")
+def odd_view(folder):
+    edit(folder / "model.json", config={"image_size": [128, 128], "view": "left"})
+
+
 DAMAGES = [no_weights, pickled, one_bit, tokenizer_changed, no_config, no_tokenizer, other_model, broken_config]
 DAMAGES += [list_config, other_kind, no_hash, hash_of_elsewhere, odd_image_size, unaligned_image_size, odd_prompt]
+DAMAGES += [odd_view]
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGES)
@@ -199,6 +198,24 @@ def test_damaged_folder_is_refused(folder, damage, words):
     damage(folder)
     with pytest.raises(ThinkerError, match=words):
         Thinker.load(folder)
+
+
+def test_view_is_read_from_the_manifest_and_whole_without_one(folder):
+    record = json.loads((folder / "model.json").read_text())
+    for given, want in (({"view": "centre"}, "centre"), ({"view": "whole"}, "whole"), ({}, "whole")):
+        config = {name: value for name, value in record["config"].items() if name != "view"} | given
+        edit(folder / "model.json", config=config)
+        assert folders.find(folder).view == want
+    (folder / "model.json").unlink()
+    assert folders.find(folder).view == "whole", "released models see whole pictures"
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": ["a"]}, {"weight_map": {"x": 3}}])
+def test_an_index_that_names_no_files_is_refused(foreign, index):
+    (foreign / "model.safetensors").unlink()
+    (foreign / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ThinkerError, match=r"weight_map does not name files"):
+        Thinker.load(foreign)
 
 
 def test_cut_weights_of_a_released_folder(foreign):
