@@ -57,7 +57,7 @@ def test_what_a_cancelled_thought_had_said_is_taken_back(watch):
     thinker.play(1)
     first = thinker.next_guidance() if not thinker.guidance else thinker.guidance[-1]
     wait_until(lambda: thinker.texts and thinker.texts[-1].data == first.text, "its text")
-    with within_the_model(thinker.node, slow(0.05)):
+    with within_the_model(thinker.node, slow(0.3)):
         thinker.play(1, START + 5 * STEP)
         wait_until(lambda: thinker.texts[-1].data.endswith(MORE), "a thought under way")
         assert thinker.transition("deactivate")
@@ -166,10 +166,10 @@ def test_thinks_only_when_asked(watch):
 
 
 def test_a_request_is_not_lost_by_a_new_instruction_or_for_want_of_images(watch):
-    thinker = watch(think_on_request=True, max_new_tokens=32)
+    thinker = watch(think_on_request=True, max_new_tokens=12)
     answer = thinker.request()
     assert answer.success and "as soon as there is an image" in answer.message
-    with within_the_model(thinker.node, slow(0.02)):
+    with within_the_model(thinker.node, slow(0.15)):
         thinker.play(1)
         wait_until(lambda: thinker.node.busy_s > 0.05, "a thought under way")
         assert "present one" in thinker.request().message
@@ -275,14 +275,14 @@ def test_a_thought_longer_than_its_period_is_said(watch):
 
 
 def test_a_thought_stops_at_its_timeout_and_counts(watch):
-    thinker = watch(think_timeout_s=0.4, max_new_tokens=4096, think_period_s=60.0)
-    with within_the_model(thinker.node, slow(0.03)):
+    thinker = watch(think_timeout_s=1.0, max_new_tokens=4096, think_period_s=60.0)
+    with within_the_model(thinker.node, slow(0.25)):
         thinker.play(1)
         wait_until(
             lambda: thinker.camera.statuses and "cut the last thought short" in thinker.camera.status.words,
             lambda: f"words; {thinker.camera.statuses[-1:]}",
         )
-    assert len(thinker.guidance) == 1 and list(thinker.guidance[0].present) == [True, True]
+    assert len(thinker.guidance) == 1 and thinker.guidance[0].present[0]
 
 
 def test_a_thought_that_outlives_what_it_saw_is_not_published(watch):
