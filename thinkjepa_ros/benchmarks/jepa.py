@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..jepa import model, precision
-from . import encoders, predictors, report, roofline, steps
+from . import encoders, predictors, running, steps
 from .baselines import Sizes
 from .roofline import Peak
-from .timing import Group, Target, measure
+from .timing import Group, Target
 
 SIZES = ("mini", "vitl", "all")
 DTYPES = ("both", "float32", "bfloat16")
@@ -23,8 +21,6 @@ DTYPES = ("both", "float32", "bfloat16")
 CPU_LAYERS = 2
 MINI_TOKENS, TOKENS = 512, 4096
 PARTS = ("all", "encoder", "predictor", "stream", "step")
-#: Columns of the tables where the output is no terminal.
-WIDTH = 140
 
 
 def bench(
@@ -52,43 +48,10 @@ def bench(
     torch.set_num_threads(threads)
     if layers is None and where.type == "cpu":
         layers = CPU_LAYERS
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
-    machine = report.machine(where, threads)
-    console.print(f"{machine['device']}, {threads} thread(s), torch {machine['torch']}", highlight=False)
-    peaks = {kind: roofline.measure(where, kind, min(1.0, 10 * seconds)) for kind in _kinds(dtype, where, console)}
-    for kind, peak in peaks.items():
-        console.print(
-            f"{report.name(kind)}: {peak.flops * 1e-9:.0f} GFLOP/s, {peak.bandwidth * 1e-9:.0f} GB/s", highlight=False
-        )
-    console.print()
-    done: list[Group] = []
-    complete = False
-    try:
-        for build in _groups(checkpoint, size, part, where, layers, tokens, peaks):
-            group = build()
-            done.append(group)
-            _run(group, seconds, console)
-        complete = True
-    finally:
-        report.summarise(done, console)
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(report.as_dict(done, machine, complete), indent=1) + "\n", encoding="utf-8")
-    return done
-
-
-def _run(group: Group, seconds: float, console: Console) -> None:
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task(group.title, total=1.0)
-            measure(group, seconds, lambda share: progress.update(task, completed=share))
-    finally:
-        if any(variant.times for variant in group.variants):
-            report.show(group, console)
-        group.release()
+    console = running.console()
+    machine = running.introduce(where, threads, console)
+    peaks = running.peaks(where, _kinds(dtype, where, console), seconds, console)
+    return running.run(_groups(checkpoint, size, part, where, layers, tokens, peaks), seconds, machine, out, console)
 
 
 def _kinds(dtype: str, device: torch.device, console: Console) -> list[torch.dtype]:

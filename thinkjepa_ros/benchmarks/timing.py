@@ -27,7 +27,8 @@ class UnequalError(RuntimeError):
 class Variant:
     """One way to do something. `call` returns its output (or several), which is compared with `same_as`'s.
 
-    told: after a call, the seconds that each part of it took, where the call itself knows.
+    before: called ahead of every call, and not measured. told: after a call, the seconds that each part of it took,
+    where the call itself knows.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Variant:
     same_as: str = ""  #: the variant that must give the same numbers
     note: str = ""
     within: float = math.inf  #: a larger difference, as a share of same_as's largest value, is an UnequalError
+    before: Callable[[], None] | None = None
     told: Callable[[], Mapping[str, float]] | None = None
     size: float = 0.0  #: bytes that it puts out, where that is promised
     memory: float = 0.0  #: bytes a call allocates at its peak, measured; of attention masks, by formula (see Group)
@@ -93,7 +95,7 @@ class Group:
     def release(self) -> None:
         """Let go of the models; the figures stay."""
         for variant in self.variants:
-            variant.call, variant.told = _released, None
+            variant.call, variant.before, variant.told = _released, None, None
 
     def seconds(self, name: str, part: str = "") -> list[float]:
         """Times of a variant, or of one part of it; empty where nothing was measured."""
@@ -119,6 +121,7 @@ def measure(group: Group, seconds: float, tick: Callable[[float], None] = lambda
     with torch.inference_mode():
         outputs: dict[str, list[Tensor]] = {}
         for variant in group.variants:
+            _prepare(variant)
             if on_gpu or group.allocations:
                 output, variant.memory = memory.peak(variant.call, group.device)
             else:
@@ -128,6 +131,7 @@ def measure(group: Group, seconds: float, tick: Callable[[float], None] = lambda
             _compare(variant, outputs)
         outputs.clear()
         for variant in group.variants:  # once more: now memory and kernels are all there
+            _prepare(variant)
             variant.call()
         wait()
         began = time.perf_counter()
@@ -135,6 +139,8 @@ def measure(group: Group, seconds: float, tick: Callable[[float], None] = lambda
         rounds = 0
         while rounds < _ROUNDS or time.perf_counter() - began < budget:
             for variant in group.variants:
+                _prepare(variant)
+                wait()
                 start = time.perf_counter()
                 variant.call()
                 wait()
@@ -143,6 +149,11 @@ def measure(group: Group, seconds: float, tick: Callable[[float], None] = lambda
                     variant.parts.setdefault(part, []).append(took)
             rounds += 1
             tick(min(1.0, (time.perf_counter() - began) / budget))
+
+
+def _prepare(variant: Variant) -> None:
+    if variant.before is not None:
+        variant.before()
 
 
 def _compare(variant: Variant, outputs: Mapping[str, list[Tensor]]) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import MINI, Model, Threads, shipped
+
+if TYPE_CHECKING:
+    from ..benchmarks.thinker import Serialise
 
 bench = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 
@@ -58,6 +61,42 @@ def bench_jepa(
     from ..benchmarks.jepa import bench as run
 
     run(shipped(model), size, device, threads, seconds, layers, tokens, dtype, part, json)
+
+
+@bench.command("thinker")
+def bench_thinker(
+    model: Annotated[Path, typer.Option(help="Checkpoint folder of the mini thinker.")] = MINI / "thinker",
+    size: Annotated[str, typer.Option(help="What to measure: mini, 2b (random weights) or all.")] = "all",
+    device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
+    threads: Threads = 1,
+    seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure each row of the tables.")] = 3.0,
+    layers: Annotated[
+        int | None,
+        typer.Option(help="Layers and vision blocks of the 2B shape, 2 or more. Default: 2 on a CPU, all on a GPU."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens that a thought writes.")] = 16,
+    dtype: Annotated[
+        str, typer.Option(help="auto, float32 or bfloat16. On a CPU auto is float32 for the mini.")
+    ] = "auto",
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+) -> None:
+    """A thought of the thinker and its parts, with and without the vision cache, beside the library's own way.
+
+    The window slides by one pair of frames from thought to thought. What is compared runs in turns, and gives the same
+    states or nothing is printed. Ctrl-C prints what was measured so far.
+    """
+    from ..benchmarks.thinker import bench as run
+
+    run(shipped(model), size, device, threads, seconds, layers, tokens, dtype, json, _serialiser())
+
+
+def _serialiser() -> Serialise | None:
+    """What makes a message of a guidance; None without ROS."""
+    try:
+        from ..bridge.serialised import guidance_bytes
+    except ImportError:
+        return None
+    return guidance_bytes
 
 
 @bench.command("graph")
