@@ -119,6 +119,30 @@ def test_pair_features_equal_the_whole_video(thinker):
         torch.testing.assert_close(torch.cat([f.deepstack[level] for f in ours]), theirs[0], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(128, 128), (64, 160), (96, 32)])
+def test_features_are_those_of_the_library_to_the_last_bit(thinker, size):
+    """What is worked out once per size changes nothing, whatever the size."""
+    a, b = frames(2, size=size)
+    encoder = PairEncoder(thinker._model, size, capacity=1)
+    ours, _ = encoder.encode((a.stamp_ns, a.rgb), (b.stamp_ns, b.rgb))
+    grid = torch.tensor([[1, size[0] // 16, size[1] // 16]])
+    with torch.inference_mode():
+        library = thinker._model.model
+        theirs = library.get_video_features(patchify(np.stack([a.rgb, b.rgb]), 16, 2), grid, return_dict=True)
+    assert torch.equal(ours.pooled, theirs.pooler_output[0]) and len(ours.pooled) == encoder.tokens_per_pair
+    assert all(torch.equal(x, y[0]) for x, y in zip(ours.deepstack, theirs.deepstack_features, strict=True))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_pair_is_encoded_without_asking_the_device_back(attention):
+    """Tensors without values: whatever looks at one raises."""
+    thinker = fresh_thinker(attention=attention)
+    encoder = PairEncoder(thinker._model.to("meta"), (128, 128), capacity=1)
+    a, b = frames(2)
+    features, _ = encoder.encode((a.stamp_ns, a.rgb), (b.stamp_ns, b.rgb))
+    assert features.pooled.is_meta and features.pooled.shape == (16, 128)
+
+
 def test_prefill_from_features_equals_prefill_from_pixels(thinker):
     shown = frames(6)
     _, patches, _ = stack(shown)
