@@ -195,6 +195,7 @@ def test_a_model_call_that_does_not_return_is_hung(peer, host, monkeypatch):
     monkeypatch.setattr(watched.node._thinker, "think", lambda *a, **k: (gate.wait(SOON_S), real(*a, **k))[1])
     watched.play(2)
     wait_until(lambda: watched.camera.statuses and watched.camera.status.state == NodeStatus.HUNG, "HUNG")
+    assert watched.set(think_timeout_s=30.0).successful  # for the next thought, on whatever machine
     gate.set()
     watched.play(2, START + 5 * STEP)
     wait_until(lambda: watched.camera.status.state == NodeStatus.RUNNING, "RUNNING again")

@@ -204,8 +204,9 @@ class ThinkerNode(CameraNode):
     # ---- worker thread
 
     def loop(self) -> None:
-        assert self.worker is not None
-        worker, pacer, fresh, asked = self.worker, self.pacer, self._fresh, self._asked
+        thinker, images, worker = self._thinker, self._images, self.worker
+        assert thinker is not None and images is not None and worker is not None
+        pacer, fresh, asked = self.pacer, self._fresh, self._asked
         stand_back(self.parameters["niceness"])
         while pacer.wait():
             fresh.wait()
@@ -213,6 +214,7 @@ class ThinkerNode(CameraNode):
                 return
             fresh.clear()
             if self.parameters["think_on_request"] and not asked.requested:
+                images.take(self.input.epoch, thinker.prepare)  # small while they wait
                 continue
             pacer.begin()
             turn, over = asked.begin(), True
