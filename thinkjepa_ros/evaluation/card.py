@@ -35,3 +35,25 @@ def sigma_table(figures: dict[str, Any]) -> str:
     """Shares of the errors within one and two sigma, by step, for moving and resting hands."""
     header, *rows = table(figures["sigma"])
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]).replace(" --- ", "---")
+
+
+def _percent(interval: dict[str, float]) -> str:
+    return f"{100 * interval['mean']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+
+
+def answers_table(figures: dict[str, Any]) -> str:
+    """Right answers of a thinker. figures: the JSON that `thinkjepa evaluate thinker --out` writes."""
+    rows = ["| windows | number | right, % |", "|---|---|---|"]
+    rows += [f"| {row['kind']} | {row['windows']} | {_percent(row['right'])} |" for row in figures["answers"]]
+    return "\n".join(rows)
+
+
+def probe_table(figures: dict[str, Any]) -> str:
+    """Intent read from each layer, of the same JSON."""
+    probe = figures["probe"]
+    layers = [f"layer {layer}" for layer in probe["layers"]]
+    rows = [f"| pooled over | weights | {' | '.join(layers)} |", "|---" * (len(layers) + 2) + "|"]
+    for pool, cells in probe["trained"].items():
+        for name, values in (("trained", cells), ("random", probe["random"][pool])):
+            rows.append(f"| {pool} | {name} | {' | '.join(_percent(value) for value in values)} |")
+    return "\n".join(rows)
