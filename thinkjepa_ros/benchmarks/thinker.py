@@ -240,7 +240,8 @@ def numbers(guidance: Guidance) -> bytes:
     packed = []
     for values in (guidance.pyramid, guidance.states):
         if values is not None:
-            half = values.astype(np.float16)
+            with np.errstate(over="ignore"):
+                half = values.astype(np.float16)
             if not np.isfinite(half).all():
                 raise ValueError("the guidance does not fit into float16")
             packed.append(half.tobytes())
