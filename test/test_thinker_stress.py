@@ -314,8 +314,10 @@ def test_cancels_hangs_broken_images_and_floods_leave_a_node_that_thinks(stress)
     stress.round(cancels=50, hangs=20, images=20, flood_s=2.0, restarts=3)
     after = burden()
     assert not leaks(before, after) and after["threads"] <= before["threads"], (before, after)
-    assert resident_bytes() - resident < 48 << 20
-    assert stress.count("cancelled") >= 54 and PATIENCE < 54
+    grown = resident_bytes() - resident
+    print(f"\n{stress.judged} guidances, {grown / 1e6:+.1f} MB, {dict(after - before)} more alive")
+    assert grown < 48 << 20
+    assert stress.count("cancelled") >= 54
 
 
 @pytest.mark.slow
@@ -324,11 +326,12 @@ def test_nothing_grows_over_many_rounds(stress):
     amounts = {"cancels": 50, "hangs": 20, "images": 20, "flood_s": 3.0, "restarts": 5}
     stress.round(**amounts)
     before, resident = burden(), resident_bytes()
-    for _ in range(8):
+    for _ in range(5):
         stress.round(**amounts)
         stress.watched.guidance.clear()  # what the test itself collects is no leak
         stress.watched.texts.clear()
         stress.statuses.clear()
         stress.judged = 0
-    assert not leaks(before, burden())
-    assert resident_bytes() - resident < 48 << 20
+    after, grown = burden(), resident_bytes() - resident
+    print(f"\n{grown / 1e6:+.1f} MB, {dict(after - before)} more alive")
+    assert not leaks(before, after) and grown < 48 << 20
