@@ -169,15 +169,16 @@ def test_a_longer_window_eager_attention_and_larger_pictures_need_more():
     config = fresh_thinker()._model.config
 
     def need(size=(128, 128), seconds=8.0, dtype=torch.float32, attention="sdpa"):
-        return memory.working(config, size, Window(seconds), dtype, attention, torch.device("cuda"))
+        return memory.working(config, size, Window(seconds), dtype, attention)
 
     assert need(dtype=torch.bfloat16) < need() < need(seconds=16.0) < need(seconds=16.0, attention="eager")
     assert need() < need(size=(256, 256))
 
 
-def test_the_estimate_is_above_what_a_thought_takes():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_estimate_is_above_what_a_thought_takes(dtype):
     """Bytes of all tensors that a thought creates on the processor at any one time, watched by torch's profiler."""
-    thinker = fresh_thinker()
+    thinker = fresh_thinker(dtype=dtype)
     shown = frames(32, seed=3)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         thinker.think(shown, INSTRUCTION, max_new_tokens=4)
@@ -186,8 +187,7 @@ def test_the_estimate_is_above_what_a_thought_takes():
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
-    cpu = torch.device("cpu")
-    estimate = memory.working(thinker._model.config, (128, 128), thinker.window, torch.float32, "sdpa", cpu)
+    estimate = memory.working(thinker._model.config, (128, 128), thinker.window, dtype, "sdpa")
     assert 1e6 < peak < estimate < 20 * peak
 
 

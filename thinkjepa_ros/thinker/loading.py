@@ -53,7 +53,7 @@ def load(
     checkpoint = folders.find(path)
     config = _config(checkpoint)
     kept, read = memory.weights(checkpoint.weight_files, config, precision, quantization)
-    thought = memory.working(config, checkpoint.image_size, window or Window(), precision, attention, place)
+    thought = memory.working(config, checkpoint.image_size, window or Window(), precision, attention)
     memory.check(memory.Need(kept, read, thought), checkpoint.name, place, memory_gib)
     model, tokenizer = _load(checkpoint.folder, place, precision, attention, quantization)
     if quantization != "none":

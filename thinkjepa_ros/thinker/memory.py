@@ -75,12 +75,7 @@ def weights(files: list[Path], config: Qwen3VLConfig, dtype: torch.dtype, quanti
 
 
 def working(
-    config: Qwen3VLConfig,
-    image_size: tuple[int, int],
-    window: Window,
-    dtype: torch.dtype,
-    attention: str,
-    device: torch.device,
+    config: Qwen3VLConfig, image_size: tuple[int, int], window: Window, dtype: torch.dtype, attention: str
 ) -> int:
     """Bytes of the longest thought: keys and values, states and activations of the prefill, kept vision features."""
     text: Any = config.text_config
@@ -99,8 +94,6 @@ def working(
     features = 2 * window.max_pairs * pair * width * levels * size
     seeing = patches * (8 * vision.hidden_size + 4 * vision.intermediate_size) * size
     logits = text.vocab_size * (size + 4)
-    if device.type == "cpu" and size < 4:
-        logits += text.vocab_size * width * size  # the output matrix is laid out anew for its product
     return cache + activations + taps + features + seeing + logits
 
 
