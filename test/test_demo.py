@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 from test_score import make_run
 
-from thinkjepa_ros.demo.bench_graph import measure
+from thinkjepa_ros.demo.bench_graph import Phases, measure
 from thinkjepa_ros.demo.report import account, make_report
 from thinkjepa_ros.demo.run import DemoError, demo, open_source, ros_arguments
 from thinkjepa_ros.demo.supervisor import Child, Supervisor
@@ -227,20 +227,32 @@ def test_report_without_truth_or_calibration_or_forecasts(tmp_path):
 def test_bench_figures_by_hand():
     run = pictured(count=200, truth_count=10)
     run.receipt_ns = run.stamp_ns + 40_000_000
+    run.receipt_ns[60:] += 15_000_000  # from here on there is a thinker
     killed = int(run.receipt_ns[150]) + 10_000_000
     run.receipt_ns[151:] += 250_000_000  # a gap of 350 ms right after the kill
-    thoughts = [{"stamp_ns": int(run.stamp_ns[0]) + i * NS, "delay_s": 0.5, "epoch": 4} for i in range(15)]
+    first = int(run.receipt_ns[0])
+    phases = Phases((first - 1, first + 5 * NS + 1), (int(run.receipt_ns[100]) - 1, killed), killed)
+    thoughts = [{"stamp_ns": phases.busy[0] + i * NS // 2, "delay_s": 0.5, "epoch": 4} for i in range(-5, 10)]
     run.words["thoughts"] = [*thoughts, {"stamp_ns": killed + 2 * NS, "delay_s": 0.5, "epoch": 5}]
-    figures = measure(run, killed)
+    figures = measure(run, phases)
     numbers = figures.numbers
-    assert numbers["rate_hz"] == pytest.approx(10.0) and numbers["latency_p50_s"] == pytest.approx(0.04)
+    alone, busy = numbers["alone"], numbers["busy"]
+    assert alone["hz"] == pytest.approx(10.0) and alone["p50_s"] == pytest.approx(0.04) and alone["count"] == 51
+    assert busy["hz"] == pytest.approx(10.0) and busy["p99_s"] == pytest.approx(0.055) and busy["count"] == 51
+    assert numbers["rate_kept"] == pytest.approx(1.0)
+    assert numbers["thoughts_hz"] == pytest.approx(2.0) and numbers["thought_age_p50_s"] == pytest.approx(0.5)
     assert numbers["gap_at_kill_s"] == pytest.approx(0.35) and numbers["guidance_back_s"] == pytest.approx(2.5)
     verdicts = {what: held for what, _, _, held in figures.lines}
-    assert verdicts["predictor, forecasts per second"] is False  # 15 are wanted
+    assert verdicts["forecasts per second, while it thinks"] is False  # 15 are wanted
+    assert verdicts["share of the rate that is kept"] is True
     assert verdicts["age of a forecast, p50"] is True
     assert verdicts["longest gap when the thinker is killed"] is False
-    with pytest.raises(DemoError, match="only"):
-        measure(run, int(run.receipt_ns[5]))
+    slow = Phases(phases.alone, (phases.busy[0], killed + NS), killed)
+    assert measure(run, slow).numbers["rate_kept"] < 0.97
+    with pytest.raises(DemoError, match="only 0 forecasts came before there was a thinker"):
+        measure(run, Phases((0, 1), phases.busy, killed))
+    with pytest.raises(DemoError, match="only 5 forecasts came while it thought"):
+        measure(run, Phases(phases.alone, (int(run.receipt_ns[0]) - 1, int(run.receipt_ns[5])), killed))
 
 
 # ---- the whole thing

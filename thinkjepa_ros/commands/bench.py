@@ -105,9 +105,11 @@ def bench_graph(
     out: Annotated[Path, typer.Option(help="Folder for logs and figures.")] = Path("out/bench_graph"),
     model: Annotated[str, typer.Option(help="Checkpoint folder of the predictor, or a shipped model's name.")] = "mini",
     device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
-    seconds: Annotated[float, typer.Option(min=5.0, help="How long to measure before the thinker is killed.")] = 20.0,
+    seconds: Annotated[
+        float, typer.Option(min=5.0, help="How long to measure without a thinker, and beside one.")
+    ] = 20.0,
 ) -> None:
-    """Both nodes on a camera recording: rate, age of the forecasts, accounts, and what a killed thinker costs."""
+    """The nodes on a recording: forecasts without a thinker, beside one that never rests, and when that is killed."""
     from ..demo.bench_graph import bench_graph as run
 
     raise SystemExit(run(bag=bag, out=out, model=model, device=device, seconds=seconds))

@@ -123,25 +123,30 @@ class Graph:
     ) -> None:
         self.told: dict[str, Any] = {}
         self.out, self._supervisor, self._on_tell = out, supervisor, on_tell
-        transport = "compressed" if source.compressed else "raw"
-        nodes = ["predictor", *(["thinker"] if thinker else [])]
-        parameters: dict[str, dict[str, Any]] = {
-            "predictor": {"model": model, "device": device, "image_transport": transport},
-            "thinker": {"model": thinker_model, "device": device, "image_transport": transport},
+        self._common: dict[str, Any] = {
+            "device": device,
+            "image_transport": "compressed" if source.compressed else "raw",
         }
+        self._thinker_model = thinker_model
         rate_hz = 15.0 if pictures else 0.0
+        transport = self._common["image_transport"]
         self._add("evaluator", out=str(out), image_transport=transport, live=True, picture_rate_hz=rate_hz)
-        for name in nodes:
-            self._add(name, **parameters[name])
+        self._add("predictor", model=model, **self._common)
+        if thinker:
+            self.start_thinker()
         self._add(
             "player",
             remap={"/instruction": "/thinker/instruction"},
             bag=str(source.bag),
             image_topic=source.topic,
             loop=loop,
-            wait_for_subscribers=len(nodes) + pictures,
+            wait_for_subscribers=1 + thinker + pictures,
             wait_timeout_s=START_S,
         )
+
+    def start_thinker(self, **parameters: Any) -> None:
+        """With other parameters than the defaults."""
+        self._add("thinker", model=self._thinker_model, **self._common, **parameters)
 
     def _add(self, name: str, remap: Mapping[str, str] | None = None, **parameters: Any) -> None:
         self._supervisor.start(
