@@ -76,7 +76,10 @@ def bench_thinker(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens that a thought writes.")] = 16,
     dtype: Annotated[
-        str, typer.Option(help="auto, float32 or bfloat16. On a CPU auto is float32 for the mini.")
+        str,
+        typer.Option(
+            help="auto, float32 or bfloat16. auto: the mini in float32, the 2B in bfloat16 where the device has it."
+        ),
     ] = "auto",
     json: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
 ) -> None:
