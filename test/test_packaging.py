@@ -105,7 +105,8 @@ def test_every_dependency_is_a_key_that_exists(manifest):
 
 
 def test_every_message_package_in_use_is_a_dependency(manifest):
-    used = {name for name in imported(ROOT / "thinkjepa_ros") if name.endswith(("_msgs", "_srvs", "_interfaces", "rclpy"))}
+    kinds = ("_msgs", "_srvs", "_interfaces", "rclpy")
+    used = {name for name in imported(ROOT / "thinkjepa_ros") if name.endswith(kinds)}
     assert used <= {dependency.name for dependency in manifest.exec_depends}
     wheels = requirements("ros-run")
     assert {f"ros-{name.replace('_', '-')}" for name in used} <= wheels
