@@ -193,9 +193,14 @@ class Stress:
                 words = self.ask()
                 wait_until(lambda e=ended: self.count("cancelled") + self.count("published") > e, "its end")
                 if tries % PATIENCE == 0:
-                    wait_until(lambda w=words: self.watched.guidance[-1].instruction == w, "the newest answered")
-        words = self.ask()
-        wait_until(lambda: self.watched.guidance[-1].instruction == words, "the newest question answered")
+                    self.answered(words)
+        self.answered(self.ask())
+
+    def answered(self, words: str) -> None:
+        """Wait for guidance about this instruction."""
+        wait_until(
+            lambda: [g.instruction for g in self.watched.guidance[-1:]] == [words], "the newest question answered"
+        )
 
     def ask(self) -> str:
         """A new question, in one of four ways. Returns the instruction that counts now."""
@@ -258,7 +263,7 @@ class Stress:
         answer = self.watched.request()
         assert answer.success
         self.instruct("after the flood")
-        wait_until(lambda: self.watched.guidance[-1].instruction == "after the flood", "the newest question answered")
+        self.answered("after the flood")
 
     def restart(self, count: int) -> None:
         """Deactivations in the middle of thoughts."""
@@ -328,10 +333,9 @@ def test_nothing_grows_over_many_rounds(stress):
     before, resident = burden(), resident_bytes()
     for _ in range(5):
         stress.round(**amounts)
-        stress.watched.guidance.clear()  # what the test itself collects is no leak
-        stress.watched.texts.clear()
-        stress.statuses.clear()
-        stress.judged = 0
+        for collected in (stress.watched.guidance, stress.watched.texts, stress.statuses):
+            del collected[:-1]  # what the test itself collects is no leak
+        stress.judged = 1
     after, grown = burden(), resident_bytes() - resident
     print(f"\n{grown / 1e6:+.1f} MB, {dict(after - before)} more alive")
     assert not leaks(before, after) and grown < 48 << 20
