@@ -54,6 +54,14 @@ def test_an_answer_that_is_not_understood_or_unknown_is_wrong_in_both_parts() ->
     assert found["all windows"] == found["cube alone"] == found["tray alone"] == 0
 
 
+def test_where_all_are_right_the_interval_is_that_of_the_rule_of_three() -> None:
+    many = scoring.sure(np.ones(100))
+    assert (many.mean, many.low, many.high) == (1.0, pytest.approx(0.97), 1.0)
+    assert scoring.sure(np.ones(2)).low == 0.0 and scoring.sure(np.zeros(30)).high == pytest.approx(0.1)
+    some = scoring.sure(np.array([1.0, 1.0, 0.5, 1.0]))
+    assert some.low < some.mean < some.high
+
+
 def test_knowing_that_nothing_was_told_is_right() -> None:
     cases = [judged(1, UNKNOWN, UNKNOWN, told="none", phase="reach"), judged(2, UNKNOWN, 3, told="none", phase="idle")]
     found = {row.kind.strip(): row for row in scoring.rows(cases)}

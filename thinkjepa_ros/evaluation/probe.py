@@ -23,7 +23,6 @@ from ..data.told import SAMPLE_S, UNKNOWN, WINDOW_S, Sample, cut
 from ..thinker import tiny
 from ..thinker.qwen import Thinker
 from ..thinker.window import Window
-from .bootstrap import bootstrap_mean
 
 #: How the tokens of a layer are pooled, and the kinds of `Guidance.streams` in it.
 POOLS = {"prompt, all": (0, 1), "prompt, text": (0,), "prompt, visual": (1,), "generated": (2,)}
@@ -101,8 +100,10 @@ def waiting(episode: Episode, number: int, count: int) -> list[Sample]:
 
 
 def _score(train: Features, test: Features, pool: str, layer: int) -> dict[str, float]:
+    from .thinker import sure
+
     right = classify(train[0][pool][:, layer], train[1], train[2], test[0][pool][:, layer]) == test[1]
-    return bootstrap_mean(np.array([right[test[2] == seed].mean() for seed in np.unique(test[2])]))._asdict()
+    return sure(np.array([right[test[2] == seed].mean() for seed in np.unique(test[2])]))._asdict()
 
 
 def classify(x: np.ndarray, intents: np.ndarray, groups: np.ndarray, unseen: np.ndarray) -> np.ndarray:

@@ -126,7 +126,19 @@ def _row(kind: str, judged: list[Judged], part: Callable[[int], int] | None) -> 
             good = j.answer is not None and j.answer != UNKNOWN and part(j.answer) == part(j.sample.intent)
         by_episode.setdefault(j.seed, []).append(good)
     shares = np.array([np.mean(v) for v in by_episode.values()])
-    return Row(kind, len(judged), len(by_episode), bootstrap_mean(shares))
+    return Row(kind, len(judged), len(by_episode), sure(shares))
+
+
+def sure(shares: np.ndarray) -> Interval:
+    """Mean share over episodes with its 95 % interval: by bootstrap, and by the rule of three where all are alike.
+
+    Where every episode is right (or wrong) there is nothing to draw, but of E episodes without one failure up to 3 / E
+    may still fail.
+    """
+    found = bootstrap_mean(shares)
+    if shares.min() == shares.max() and shares[0] in (0.0, 1.0):
+        return Interval(found.mean, max(0.0, found.mean - 3 / len(shares)), min(1.0, found.mean + 3 / len(shares)))
+    return found
 
 
 def show(found: Sequence[Row], title: str) -> None:
