@@ -385,3 +385,12 @@ def test_a_manifest_of_before_the_new_fields_means_what_it_meant() -> None:
         del values[name]
     assert model.ModelConfig.from_dict(values) == config()
     assert dataclasses.replace(config(), clip=True).frames == config().frames == 4
+
+
+def test_it_knows_the_thinker_it_was_trained_with(tmp_path) -> None:
+    from thinkjepa_ros.jepa.forecaster import Forecaster
+
+    model.save(tmp_path / "a", small_net(), "a", trained=True, domain="test", training={"thinker": "slow-1"})
+    model.save(tmp_path / "b", small_net(), "b", trained=True, domain="test")
+    told, untold = Forecaster.load(tmp_path / "a"), Forecaster.load(tmp_path / "b")
+    assert told.knows_thinker("slow-1") and not told.knows_thinker("slow-2") and untold.knows_thinker("slow-2")

@@ -100,6 +100,7 @@ class Forecaster:
         self.trained = trained
         self.model_id = model_id if trained else f"{model_id} (untrained)"
         self.domain = domain
+        self.thinker = ""  #: whose guidance it was trained with; "" if nobody said
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu", dtype: str = "float32", compile: bool = False) -> Forecaster:
@@ -108,7 +109,13 @@ class Forecaster:
         Raises CheckpointError or ValueError (device, dtype)."""
         net, manifest = model.load(path)
         choice = precision.choose(model.torch_device(device), dtype, net.config.encoder.width)
-        return cls(net, manifest.model_id, manifest.domain, manifest.trained, device, choice=choice, compile=compile)
+        made = cls(net, manifest.model_id, manifest.domain, manifest.trained, device, choice=choice, compile=compile)
+        made.thinker = str(manifest.training.get("thinker", ""))
+        return made
+
+    def knows_thinker(self, model_id: str) -> bool:
+        """Whether it was trained with guidance of this thinker, or nobody said with whose."""
+        return self.thinker in ("", model_id)
 
     @property
     def words(self) -> str:

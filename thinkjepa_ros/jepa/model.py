@@ -214,9 +214,10 @@ def save(
     trained: bool,
     domain: str,
     training: dict[str, Any] | None = None,
+    licence: str = "",
 ) -> None:
     """Write a checkpoint folder."""
-    manifest = Manifest(KIND, model_id, net.config.as_dict(), trained, domain, training or {})
+    manifest = Manifest(KIND, model_id, net.config.as_dict(), trained, domain, training or {}, licence=licence)
     checkpoints.save(folder, manifest, net.state_dict())
 
 

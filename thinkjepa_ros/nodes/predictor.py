@@ -139,7 +139,7 @@ class PredictorNode(CameraNode):
             self._guidance.jump(last_ns, backward)
 
     def _on_guidance(self, message: GuidanceMsg) -> None:
-        assert self._guidance is not None
+        assert self._guidance is not None and self._forecaster is not None
         try:
             guidance = messages.guidance_from_message(message)
         except messages.MessageError as error:
@@ -150,6 +150,10 @@ class PredictorNode(CameraNode):
         if refusal is not None:
             self.get_logger().warning(f"guidance refused: {refusal}", throttle_duration_sec=1.0)
             self.notice(f"guidance refused: {refusal}")
+        elif not self._forecaster.knows_thinker(message.model_id):
+            # Of the right shape, and still another language: it may make forecasts worse.
+            words = f"trained with the thinker {self._forecaster.thinker}, guided by {message.model_id}"
+            self.get_logger().warning(f"{words}: see `thinkjepa train forecast`", once=True)
 
     def _on_joints(self, message: PoseArray) -> None:
         assert self._window is not None and self._forecaster is not None

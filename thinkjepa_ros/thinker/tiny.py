@@ -20,6 +20,7 @@ from . import tokenizer as bpe
 
 KIND = "thinker"
 NAME = "thinkjepa-mini-thinker"
+LICENCE = "Apache-2.0"
 IMAGE_SIZE = (128, 128)
 VOCABULARY = 640
 #: The mini sees the central square of a picture, which is what it is trained on: its lamps are a few pixels wide.
@@ -133,6 +134,7 @@ def save(
         config={"image_size": list(IMAGE_SIZE), "prompt": PROMPT, "view": VIEW},
         trained=trained,
         domain=domain,
+        licence=LICENCE,
         training={**training, "parameters": sum(v.numel() for v in state.values())},
         sha256={file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in HASHED},
     )

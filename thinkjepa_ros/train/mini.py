@@ -30,6 +30,7 @@ from .run import threads as use_threads
 
 MODEL_ID = f"thinkjepa-mini-{__version__}"
 DOMAIN = "simulation"
+LICENCE = "Apache-2.0"
 #: Seconds between two thoughts in the training data, and the earliest one.
 THINK_EVERY_S, FIRST_THOUGHT_S = 1.0, 0.5
 #: As long as the thinker node lets a thought be.
@@ -124,7 +125,9 @@ def train_all(
     }
     describe = {**common, "encoder_steps": encoder_steps}
     training |= _forecast_stage(net, episodes, mind, thinker, run, forecast_steps, seed, describe)
-    model.save(out, net, MODEL_ID, trained=True, domain=DOMAIN, training={**training, "threads": threads})
+    model.save(
+        out, net, MODEL_ID, trained=True, domain=DOMAIN, training={**training, "threads": threads}, licence=LICENCE
+    )
 
 
 def train_forecast(
@@ -164,7 +167,9 @@ def train_forecast(
     training = {k: v for k, v in manifest.training.items() if k.startswith("encoder_") or k == "batch_size"}
     training |= {"command": "thinkjepa train forecast", "init": f"{manifest.model_id} {manifest.sha256[WEIGHTS][:8]}"}
     training |= _forecast_stage(net, episodes, mind, thinker, run, forecast_steps, seed, describe)
-    model.save(out, net, MODEL_ID, trained=True, domain=DOMAIN, training={**training, "threads": threads})
+    model.save(
+        out, net, MODEL_ID, trained=True, domain=DOMAIN, training={**training, "threads": threads}, licence=LICENCE
+    )
 
 
 def _fresh(guide_layers: int, guide_width: int, seed: int) -> model.ForecastNet:
