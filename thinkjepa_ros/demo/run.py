@@ -130,7 +130,15 @@ class Graph:
         self._thinker_model = thinker_model
         rate_hz = 15.0 if pictures else 0.0
         transport = self._common["image_transport"]
-        self._add("evaluator", out=str(out), image_transport=transport, live=True, picture_rate_hz=rate_hz)
+        record_s = 120.0 if pictures else 600.0  # what is kept without pictures is small
+        self._add(
+            "evaluator",
+            out=str(out),
+            image_transport=transport,
+            live=True,
+            picture_rate_hz=rate_hz,
+            record_s=record_s,
+        )
         self._add("predictor", model=model, **self._common)
         if thinker:
             self.start_thinker()
