@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from ros_kit import LATCHED, NS, accounted, wait_until
 from std_msgs.msg import String
+from thinker_kit import mini_folder  # untrained: it never stops by itself
 from thinker_node_kit import START, STEP, Gate, Watched, hosted, slow, within_the_model
 
 from thinkjepa_ros.bridge.messages import stamp_ns
@@ -41,7 +42,7 @@ def settle(thinker: Watched) -> None:
 
 
 def test_text_is_streamed_while_it_thinks_and_ends_with_the_final_one(watch):
-    thinker = watch(max_new_tokens=12, think_tokens=4, think_period_s=60.0)
+    thinker = watch(model=str(mini_folder()), max_new_tokens=12, think_tokens=4, think_period_s=60.0)
     with within_the_model(thinker.node, slow(0.06)):
         thinker.play(1)
         message = thinker.next_guidance()
@@ -53,7 +54,7 @@ def test_text_is_streamed_while_it_thinks_and_ends_with_the_final_one(watch):
 
 
 def test_what_a_cancelled_thought_had_said_is_taken_back(watch):
-    thinker = watch(max_new_tokens=64, think_tokens=2, think_period_s=0.05)
+    thinker = watch(model=str(mini_folder()), max_new_tokens=64, think_tokens=2)
     thinker.play(1)
     first = thinker.next_guidance() if not thinker.guidance else thinker.guidance[-1]
     wait_until(lambda: thinker.texts and thinker.texts[-1].data == first.text, "its text")
@@ -142,7 +143,7 @@ def test_a_template_that_the_model_refuses_fails_configuring_in_words(peer):
 
     node = peer.host(ThinkerNode(parameter_overrides=[Parameter("prompt_template", value="{colour}")]))
     wait_until(lambda: "{colour}" in node.failure, lambda: f"the failure, not {node.failure!r}")
-    assert node.label == "unconfigured"
+    wait_until(lambda: node.label == "unconfigured", "unconfigured again")
 
 
 # ---- requests
@@ -277,7 +278,7 @@ def test_a_thought_longer_than_its_period_is_said(watch):
 
 
 def test_a_thought_stops_at_its_timeout_and_counts(watch):
-    thinker = watch(think_timeout_s=1.0, max_new_tokens=4096, think_period_s=60.0)
+    thinker = watch(model=str(mini_folder()), think_timeout_s=1.0, max_new_tokens=4096, think_period_s=60.0)
     with within_the_model(thinker.node, slow(0.25)):
         thinker.play(1)
         wait_until(
