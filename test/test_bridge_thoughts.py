@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thinkjepa_ros.bridge.ledger import Ledger
 from thinkjepa_ros.bridge.task import PATIENCE, Task
 from thinkjepa_ros.bridge.thoughts import MORE, TextStream, Thoughts, refuse_expired
 from thinkjepa_ros.thinker.errors import ThinkerError
@@ -245,3 +246,41 @@ def test_a_thought_that_outlived_its_guidance_is_refused():
     refuse_expired(guidance(10 * S), 14 * S - 1, 1.0)
     with pytest.raises(ThinkerError, match=r"took 4\.2 s and guidance_valid_for_s is 4 s"):
         refuse_expired(guidance(10 * S), 14 * S, 4.2)
+
+
+# ---- what it looks at
+
+
+def image(good: bool = True):
+    from sensor_msgs.msg import Image
+
+    return Image(height=4, width=4, encoding="rgb8", step=12, data=bytes(48 if good else 7))
+
+
+def long_window(ledger, refused):
+    from thinkjepa_ros.bridge.long_window import LongWindow
+
+    return LongWindow(2 * S, S // 4, ledger, refused.append)
+
+
+def test_a_broken_image_takes_nothing_from_the_window_before_it():
+    ledger, refused = Ledger(), []
+    window = long_window(ledger, refused)
+    stamps = [S + k * S // 4 for k in range(9)]
+    for stamp in stamps:
+        assert window.file(ledger.receive(stamp, image(), "camera", 0))
+    assert window.file(ledger.receive(stamps[-1] + S * 3 // 4, image(good=False), "camera", 0))
+    entries, frames = window.take(0, lambda frame: frame)
+    assert [entry.stamp_ns for entry in entries] == stamps and len(frames) == 9
+    assert len(refused) == 1 and ledger.counts().reasons == {"bad_image": 1}
+
+
+def test_what_has_left_the_window_is_not_looked_at():
+    ledger = Ledger()
+    window = long_window(ledger, [])
+    stamps = [S + k * S // 4 for k in range(30)]
+    for stamp in stamps:
+        window.file(ledger.receive(stamp, image(), "camera", 0))
+    entries, _ = window.take(0, lambda frame: frame)
+    assert [entry.stamp_ns for entry in entries] == [s for s in stamps if s >= stamps[-1] - 2 * S]
+    assert ledger.counts().pending == len(window.pending()) <= len(entries) + 4 and ledger.counts().superseded >= 16

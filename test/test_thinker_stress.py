@@ -167,20 +167,16 @@ class Stress:
             assert any(np.array_equal(rows, said.pyramid[:, 0]) for rows in self.think_again(said, sorted(kept)))
 
     def think_again(self, said, kept):
-        """The prompt rows that this guidance must have, with either template.
-
-        A broken image, before it is looked at, may have pushed the oldest ones out of the window.
-        """
+        """The prompt rows that this guidance must have, with either template."""
         epoch, begin_ns = (said.epoch - self.node._epoch_base) % 2**32, said.stamp_ns - round(WINDOW_S * NS)
         stamps = [
             ns for e, ns in kept if e == epoch and begin_ns <= ns <= said.stamp_ns and ns not in self.camera.broken
         ]
         frames = [Frame(to_rgb(compressed(file_at(ns))), ns) for ns in stamps]
-        for pushed_out in range(len(frames) if self.camera.broken else 1):
-            for template in TEMPLATES:
-                self.reference.ask(template)
-                rows = self.reference.think(frames[pushed_out:], said.instruction, max_new_tokens=0).pyramid[:, 0]
-                yield rows.astype(np.float16).astype(np.float32)
+        for template in TEMPLATES:
+            self.reference.ask(template)
+            rows = self.reference.think(frames, said.instruction, max_new_tokens=0).pyramid[:, 0]
+            yield rows.astype(np.float16).astype(np.float32)
 
     # ---- what is done to it
 

@@ -12,6 +12,8 @@ from .images import ImageError, to_rgb
 from .ledger import Entry, Fate, Ledger
 
 _MAX_FRAMES = 4096
+#: Kept beyond the window: an image that turns out to be broken when it is looked at makes the one before it the newest.
+_SLACK_NS = 1_000_000_000
 
 
 class LongWindow:
@@ -21,7 +23,8 @@ class LongWindow:
     """
 
     def __init__(self, span_ns: int, period_ns: int, ledger: Ledger, refused: Callable[[str], None]) -> None:
-        self._ring: FrameRing[Entry] = FrameRing(span_ns, _MAX_FRAMES)
+        self._span_ns = span_ns
+        self._ring: FrameRing[Entry] = FrameRing(span_ns + _SLACK_NS, _MAX_FRAMES)
         self._sampler = SparseSampler(period_ns)
         self._waiting: deque[Entry] = deque()
         self._ledger, self._refused = ledger, refused
@@ -59,6 +62,9 @@ class LongWindow:
     def take(self, epoch: int, prepare: Callable[[Frame], Frame]) -> tuple[list[Entry], list[Frame]]:
         """The images of an epoch, oldest first. `prepare` makes each small, once; what is broken is refused."""
         entries = [entry for _, entry in self._ring.items() if entry.epoch == epoch and self._ready(entry, prepare)]
+        if entries:
+            oldest = entries[-1].stamp_ns - self._span_ns
+            entries = [entry for entry in entries if entry.stamp_ns >= oldest]
         return entries, [Frame(e.rgb, e.stamp_ns, e.frame_id) for e in entries if e.rgb is not None]
 
     def _ready(self, entry: Entry, prepare: Callable[[Frame], Frame]) -> bool:
