@@ -60,6 +60,35 @@ def test_the_shipped_sigma_is_a_standard_deviation(figures: dict) -> None:
         assert line["within_1_sigma"]["mean"] > 0.68 and line["within_2_sigma"]["mean"] > 0.92, line
 
 
+@pytest.fixture(scope="module")
+def thinker_figures() -> dict:
+    return json.loads((MINI / "thinker" / "evaluation.json").read_text())
+
+
+def test_the_card_of_the_thinker_says_what_was_measured_with_the_weights_that_ship(thinker_figures: dict) -> None:
+    text = (MINI / "thinker" / "README.md").read_text()
+    assert card.answers_table(thinker_figures) in text and card.probe_table(thinker_figures) in text
+    manifest = checkpoints.read_manifest(MINI / "thinker", "thinker")
+    assert manifest.trained and thinker_figures["model"].endswith(manifest.sha256[checkpoints.WEIGHTS][:8])
+
+
+def test_the_shipped_thinker_does_what_is_claimed_of_it(thinker_figures: dict) -> None:
+    """At least 95 % right, with the whole interval, on episodes that nothing was chosen on, distractors included."""
+    answers = {row["kind"]: row["right"] for row in thinker_figures["answers"]}
+    for kind in ("all windows", "told by the lamp", "with distractor lamps"):
+        assert answers[kind]["low"] >= 0.95, kind
+    assert min(answers[kind]["mean"] for kind in ("told by the instruction", "told by nothing")) >= 0.95
+    probe = thinker_figures["probe"]
+    for pool in ("prompt, all", "generated"):
+        assert probe["trained"][pool][-1]["low"] > max(cell["high"] for cell in probe["random"][pool]), pool
+
+
+def test_the_shipped_predictor_was_trained_with_the_shipped_thinker() -> None:
+    thinker = checkpoints.read_manifest(MINI / "thinker", "thinker")
+    predictor = checkpoints.read_manifest(MINI, model.KIND)
+    assert predictor.training["thinker"] == f"{thinker.model_id}-{thinker.sha256[checkpoints.WEIGHTS][:8]}"
+
+
 def test_registry_and_checkpoints_agree() -> None:
     import yaml
 
