@@ -42,7 +42,7 @@ def think(
     prompt: Annotated[str, typer.Option(help="Question with {instruction} in it. Default: the checkpoint's.")] = "",
     max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens of a thought at most.")] = 16,
     think_tokens: Annotated[
-        int, typer.Option(min=0, help="Tokens inside a <think> block before it is closed; 0: no limit.")
+        int, typer.Option(min=0, help="Tokens of the thought before it is closed and the answer begins; 0: no limit.")
     ] = 0,
     device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
