@@ -31,8 +31,9 @@ def test_generated_files_are_current(name):
 @pytest.mark.parametrize("node", TABLES)
 def test_the_yaml_holds_every_default_with_its_type(node):
     values = yaml.safe_load(parameters.render_yaml(node))[f"/**/{node}"]["ros__parameters"]
-    assert values == {row.name: row.default for row in TABLES[node]}
-    assert all(type(values[row.name]) is type(row.default) for row in TABLES[node])
+    empty = {row.name for row in TABLES[node] if row.default == []}  # not every distribution reads an empty list
+    assert values == {row.name: row.default for row in TABLES[node] if row.name not in empty}
+    assert all(type(values[row.name]) is type(row.default) for row in TABLES[node] if row.name not in empty)
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -310,7 +310,9 @@ def render_yaml(node: str) -> str:
             "Can be set while running." if row.dynamic else "",
         ]
         lines += [f"    # {line}" for line in textwrap.wrap(" ".join(filter(None, notes)), 110)]
-        lines.append(f"    {row.name}: {_literal(row.default)}")
+        # Not every distribution reads an empty list in a parameter file: there it is left out, which is the same.
+        left_out = "# " if row.default == [] else ""
+        lines.append(f"    {left_out}{row.name}: {_literal(row.default)}")
     return "\n".join(lines) + "\n"
 
 
