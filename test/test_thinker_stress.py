@@ -124,7 +124,7 @@ def broken_images(rng: random.Random) -> list[tuple[CompressedImage, int | None]
     files += [png[:middle] + bytes(n) + png[middle + n :] for n in (4, 40, 400)]
     out: list[tuple[CompressedImage, int | None]] = [(compressed(data), None) for data in files]
     out.append((compressed(good, "16UC1; compressedDepth png"), None))
-    return [*out, *((compressed(good), ns) for ns in (0, time.time_ns() + 10_000 * NS, START - 900 * NS))]
+    return [*out, *((compressed(good), ns) for ns in (0, time.time_ns() + 10_000 * NS, START - 90_000 * NS))]
 
 
 class Stress:

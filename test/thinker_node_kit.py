@@ -17,7 +17,7 @@ from thinkjepa_ros.msg import Guidance as GuidanceMsg
 from thinkjepa_ros.nodes.thinker import ThinkerNode
 from thinkjepa_ros.thinker import qwen  # noqa: F401  (takes seconds; the node would import it while it loads)
 
-START = 1_000 * NS
+START = 100_000 * NS  # far from zero: in long tests the camera jumps back again and again
 STEP = NS // 10
 
 
