@@ -68,6 +68,19 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = SOON_
         time.sleep(0.004)
 
 
+def ask(client: Any, request: Any) -> Any:
+    """The answer of a service that is ready.
+
+    Asked again where none comes: a server that has not discovered the client's end yet throws its answer away.
+    """
+    for seconds in (5.0, 5.0, 5.0, 60.0):
+        future = client.call_async(request)
+        with contextlib.suppress(AssertionError):
+            wait_until(future.done, "an answer", seconds)
+            return future.result()
+    raise AssertionError(f"{client.srv_name} does not answer")
+
+
 class Processes:
     """Processes of one test, with their output in files."""
 

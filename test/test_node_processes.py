@@ -19,6 +19,7 @@ from ros_kit import (
     NS,
     TestCamera,
     accounted,
+    ask,
     joint_array,
     picture,
     wait_until,
@@ -222,16 +223,11 @@ def test_life_cycle_over_services(processes, peer, small_model):
     wait_until(change.service_is_ready, "the services", 60.0)
     wait_until(state.service_is_ready, "the services")
 
-    def request(client, message):
-        future = client.call_async(message)
-        wait_until(future.done, "an answer", 60.0)
-        return future.result()
-
     def transition(number):
-        return request(change, ChangeState.Request(transition=Transition(id=number))).success
+        return ask(change, ChangeState.Request(transition=Transition(id=number))).success
 
     def now():
-        return request(state, GetState.Request()).current_state.id
+        return ask(state, GetState.Request()).current_state.id
 
     assert now() == State.PRIMARY_STATE_UNCONFIGURED and not transition(Transition.TRANSITION_ACTIVATE)
     assert transition(Transition.TRANSITION_CONFIGURE) and now() == State.PRIMARY_STATE_INACTIVE

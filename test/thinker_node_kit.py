@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rclpy.parameter import Parameter
-from ros_kit import LATCHED, NS, SOON_S, Peer, TestCamera, wait_until
+from ros_kit import LATCHED, NS, SOON_S, Peer, TestCamera, ask, wait_until
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
@@ -68,10 +68,9 @@ class Watched:
         """Call the service."""
         client = self.peer.node.create_client(Trigger, "/thinker/think")
         wait_until(client.service_is_ready, "the service")
-        future = client.call_async(Trigger.Request())
-        wait_until(future.done, "an answer")
+        response = ask(client, Trigger.Request())
         self.peer.node.destroy_client(client)
-        return future.result()
+        return response
 
     def transition(self, name: str) -> bool:
         """Change the state of the life cycle."""
