@@ -346,9 +346,11 @@ def test_forget_from_another_thread_while_thinking(thinker):
     stop = threading.Event()
 
     def forget():
-        while not stop.is_set():
+        while not stop.wait(1e-4):  # a loop without a pause would keep the interpreter to itself
             thinker.forget()
+            forgotten.append(1)
 
+    forgotten: list[int] = []
     thread = threading.Thread(target=forget)
     before = thinker.think(frames(12), TASK)
     thread.start()
@@ -358,6 +360,7 @@ def test_forget_from_another_thread_while_thinking(thinker):
     finally:
         stop.set()
         thread.join()
+    assert len(forgotten) > 100
 
 
 def test_warm_up_leaves_nothing_behind(thinker):
