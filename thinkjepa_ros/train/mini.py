@@ -98,13 +98,7 @@ def train_all(
     use_threads(threads)
     mind = Thinker.load(thinker)
     net = _fresh(len(mind.layers), mind.width, seed)
-    episodes = clips.load_folder(data / "train", limit)
-    common = {
-        "seed": seed,
-        "episodes": len(episodes),
-        "data": clips.data_hash(data / "train", limit),
-        "config": net.config.as_dict(),
-    }
+    episodes, common = _lessons(data / "train", limit, net, seed)
     net.train()
     first = encoder.train(
         episodes,
@@ -156,14 +150,8 @@ def train_forecast(
             getattr(net, part).load_state_dict(getattr(known, part).state_dict())
         except RuntimeError as error:
             raise CheckpointError(f"{init}: its {part} is not of the mini's shape ({error}).") from None
-    episodes = clips.load_folder(data / "train", limit)
-    describe = {
-        "seed": seed,
-        "episodes": len(episodes),
-        "data": clips.data_hash(data / "train", limit),
-        "config": net.config.as_dict(),
-        "init": manifest.sha256[WEIGHTS],
-    }
+    episodes, common = _lessons(data / "train", limit, net, seed)
+    describe = {**common, "init": manifest.sha256[WEIGHTS]}
     training = {k: v for k, v in manifest.training.items() if k.startswith("encoder_") or k == "batch_size"}
     training |= {"command": "thinkjepa train forecast", "init": f"{manifest.model_id} {manifest.sha256[WEIGHTS][:8]}"}
     training |= _forecast_stage(net, episodes, mind, thinker, run, forecast_steps, seed, describe)
@@ -175,6 +163,15 @@ def train_forecast(
 def _fresh(guide_layers: int, guide_width: int, seed: int) -> model.ForecastNet:
     torch.manual_seed(seed)
     return model.ForecastNet(configuration(guide_layers, guide_width))
+
+
+def _lessons(
+    folder: Path, limit: int | None, net: model.ForecastNet, seed: int
+) -> tuple[list[Episode], dict[str, Any]]:
+    """The episodes to learn from, and what tells a run on them from any other."""
+    episodes = clips.load_folder(folder, limit)
+    data = clips.data_hash(folder, limit)
+    return episodes, {"seed": seed, "episodes": len(episodes), "data": data, "config": net.config.as_dict()}
 
 
 def _forecast_stage(

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import AutoTokenizer
 
 from ..data.episode import Episode
@@ -109,14 +108,10 @@ def _fit(
         for _ in run.steps(title):
             out = pupil(next(ready))
             norm = run.update(out["loss"])
-            run.note(norm=norm, **{k: _number(v) for k, v in out.items() if v.ndim == 0 and bool(v.isfinite())})
+            run.note(norm=norm, **{k: float(v.detach()) for k, v in out.items() if v.ndim == 0 and bool(v.isfinite())})
     finally:
         ready.close()  # type: ignore[attr-defined]
     pupil.eval()
-
-
-def _number(value: Tensor) -> float:
-    return float(value.detach())
 
 
 def fit(
@@ -183,9 +178,8 @@ def train(
     pupil.requires_grad_(True)
     source = data / "train"
     episodes = load_folder(source, limit)
-    record: dict[str, Any] = {"seed": seed, "see_steps": see_steps, "steps": steps, "batch_size": batch_size, "lr": lr}
-    record |= {"episodes": len(episodes), "data_sha256": data_hash(source, limit)}
     options: dict[str, Any] = {"see_steps": see_steps, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    record = {**options, "episodes": len(episodes), "data_sha256": data_hash(source, limit)}
     see, done = fit(pupil, episodes, run, **options, describe=record)
     training: dict[str, Any] = {
         "command": "thinkjepa train thinker",
