@@ -85,13 +85,13 @@ class ThinkerNode(CameraNode):
         thinker = Thinker.load(
             model_folder(p["model"], "thinker"),
             p["device"],
-            None if p["dtype"] == "auto" else p["dtype"],
+            p["dtype"],
             p["layers"] or None,
             window=Window(p["window_s"], p["sample_period_s"]),
             pool=p["pool"],
             attention=p["attention"],
             quantization=p["quantization"],
-            memory_gib=p["memory_gib"] or None,
+            memory_gib=p["memory_gib"],
             subgoal=p["subgoal"] or None,
         )
         thinker.warm_up()
