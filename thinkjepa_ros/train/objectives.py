@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .distributed import ALONE, Group
+
 # --- targets and prediction loss ---
 
 
@@ -75,18 +77,20 @@ def random_directions(rng: np.random.Generator, width: int, count: int = 128) ->
     return directions / directions.norm(dim=0)
 
 
-def sigreg(z: Tensor, directions: Tensor) -> Tensor:
+def sigreg(z: Tensor, directions: Tensor, group: Group = ALONE) -> Tensor:
     """Epps-Pulley statistic of z [..., B, D] against N(0, 1) along unit `directions` [D, K], per sample of the batch.
 
     LeJEPA; 17 knots on [0, 3], trapezoid weights. Zero for a perfect isotropic Gaussian.
+    group: processes that hold B samples each. The statistic is that of all samples, so it is the same in each of them;
+    a process's share of it is a `world`-th.
     """
     knots = torch.linspace(0, 3, 17, dtype=z.dtype, device=z.device)
     weight = torch.full((17,), 2 * 3 / 16, dtype=z.dtype, device=z.device)
     weight[[0, -1]] = 3 / 16
     normal = torch.exp(-knots.square() / 2)
     angle = (z @ directions)[..., None] * knots  # [..., B, K, 17]
-    error = (angle.cos().mean(-3) - normal).square() + angle.sin().mean(-3).square()
-    return z.shape[-2] * (error * weight * normal).sum(-1).mean()
+    error = (group.mean(angle.cos().mean(-3)) - normal).square() + group.mean(angle.sin().mean(-3)).square()
+    return group.world * z.shape[-2] * (error * weight * normal).sum(-1).mean()
 
 
 def variance_loss(z: Tensor, floor: float = 1.0) -> Tensor:

@@ -1,9 +1,9 @@
-"""What every training stage shares: a progress bar, a log (CSV and TensorBoard), checkpoints that resume, a clean
-Ctrl-C.
+"""What every training stage shares: a progress bar, a log (CSV, TensorBoard, a figure), checkpoints that resume, a
+clean Ctrl-C.
 
 A run is a folder. Its random numbers are a function of (seed, step), never of how often it was stopped, so that a run
-that was
-killed and resumed ends with the same weights as one that was not (bit-equal on the same machine).
+that was killed and resumed ends with the same weights as one that was not (bit-equal on the same machine). Under
+torchrun the processes of a run do the same steps and stop at the same one (`distributed`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
+from . import distributed, figure
+
 STATE = "state.pt"
 LOG = "log.csv"
 
@@ -36,7 +38,10 @@ class Stopped(Exception):
 
 @dataclass
 class Run:
-    """One training run in `folder`, to be driven with `for step in run.steps(...)`."""
+    """One training run in `folder`, to be driven with `for step in run.steps(...)`.
+
+    Under torchrun `update` takes this process's share of the loss, and `note` what is a mean over its part.
+    """
 
     folder: Path
     net: nn.Module
@@ -53,7 +58,11 @@ class Run:
     _count: int = 0
 
     def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.group = distributed.group()
+        if self.group.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.group.wait()
+        self.group.same_weights(self.net)
         decay = [p for p in self.net.parameters() if p.requires_grad and p.ndim > 1]
         plain = [p for p in self.net.parameters() if p.requires_grad and p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -71,8 +80,8 @@ class Run:
         return np.random.default_rng((self.seed, step))
 
     def steps(self, title: str, every: int = 50) -> Iterator[int]:
-        """Steps still to do. Logs the means of `note` every `every` steps, saves from time to time. Raises Stopped on
-        SIGINT or SIGTERM.
+        """Steps still to do. Logs the means of `note` every `every` steps, saves from time to time, draws the log at
+        the end. Raises Stopped on SIGINT or SIGTERM to any of the processes.
         """
         if self.step >= self.steps_total:
             return
@@ -83,10 +92,11 @@ class Run:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        writer = _tensorboard(self.folder)
+        quiet = self.quiet or not self.group.first
+        writer = _tensorboard(self.folder) if self.group.first else _NoWriter()
         with (
             _interruptible() as asked,
-            Progress(*columns, TextColumn("{task.fields[words]}"), disable=self.quiet) as bar,
+            Progress(*columns, TextColumn("{task.fields[words]}"), disable=quiet) as bar,
         ):
             task = bar.add_task(title, total=self.steps_total, completed=self.step, words="")
             began = saved = time.monotonic()
@@ -100,37 +110,44 @@ class Run:
                 now = time.monotonic()
                 if self.step % every == 0 or self.step == self.steps_total:
                     means = self._means()
+                    self._sums, self._count = {}, 0
                     self._log(means, self.seconds + now - began)
                     for name, value in means.items():
                         writer.add_scalar(name, value, self.step)
                     bar.update(task, words="  ".join(f"{k} {v:.4g}" for k, v in means.items()))
-                    if not sys.stdout.isatty() and not self.quiet:
+                    if not sys.stdout.isatty() and not quiet:
                         print(
                             f"{title} {self.step}/{self.steps_total} "
                             + " ".join(f"{k}={v:.4g}" for k, v in means.items()),
                             flush=True,
                         )
-                if asked() or now - saved > self.save_every_s or self.step == self.steps_total:
+                stop, save = self._together(asked(), now - saved > self.save_every_s)
+                if stop or save or self.step == self.steps_total:
                     self.seconds += now - began
                     self.cpu_seconds += time.process_time() - cpu
                     began = saved = now
                     cpu = time.process_time()
                     self._save()
-                if asked() and self.step < self.steps_total:
+                if stop and self.step < self.steps_total:
+                    self._draw()
                     raise Stopped(
                         f"{title}: stopped at step {self.step} of {self.steps_total}; "
                         f"the same command continues from here ({self.folder})."
                     )
         writer.close()
+        self._draw()
 
     def update(self, loss: torch.Tensor) -> float:
         """Backward, clip, step. Returns the gradient norm. Raises RuntimeError when the loss is not finite (nothing
         is changed).
+
+        loss: of this process's part, as a share of that of the whole batch: the losses of all processes are added.
         """
-        if not bool(loss.isfinite()):
+        if not bool(self.group.total(loss).isfinite()):
             raise RuntimeError(f"the loss is not finite at step {self.step}; the last good state is in {self.folder}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.group.sum_gradients(self.net)
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
         self.optimizer.step()
         return float(norm)
@@ -141,12 +158,25 @@ class Run:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
 
+    def _together(self, *wishes: bool) -> list[bool]:
+        """Each wish, if any process has it: all must stop and save at the same step."""
+        return (self.group.total(torch.tensor(wishes, dtype=torch.float32)) > 0).tolist()
+
+    def _noted(self) -> tuple[dict[str, float], int]:
+        """Sums of what was noted, mean over the processes, and how often it was noted."""
+        parts = self.group.gather(self._sums)
+        if len(parts) == 1:
+            return self._sums, self._count
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: sum(part.get(name, 0.0) for part in parts) / len(parts) for name in names}, self._count
+
     def _means(self) -> dict[str, float]:
-        means = {name: total / max(1, self._count) for name, total in self._sums.items()}
-        self._sums, self._count = {}, 0
-        return means
+        sums, count = self._noted()
+        return {name: total / max(1, count) for name, total in sums.items()}
 
     def _log(self, means: dict[str, float], seconds: float) -> None:
+        if not self.group.first:
+            return
         path = self.folder / LOG
         fresh = not path.exists()
         with path.open("a", newline="") as file:
@@ -155,7 +185,23 @@ class Run:
                 rows.writerow(["step", "seconds", *means])
             rows.writerow([self.step, f"{seconds:.1f}", *(f"{v:.6g}" for v in means.values())])
 
+    def _draw(self) -> None:
+        """A figure of the log. It is a convenience: where it cannot be drawn, a sentence says so."""
+        if not self.group.first or not (self.folder / LOG).exists():
+            return
+        try:
+            figure.draw(self.folder)
+        except (ImportError, OSError, ValueError) as error:
+            if not self.quiet:
+                print(f"No figure of {self.folder / LOG}: {error}", flush=True)
+
     def _save(self) -> None:
+        sums, count = self._noted()
+        if self.group.first:
+            self._write(sums, count)
+        self.group.wait()
+
+    def _write(self, sums: dict[str, float], count: int) -> None:
         state = {
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -163,8 +209,8 @@ class Run:
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
             "describe": json.dumps(self.describe, sort_keys=True),
-            "sums": self._sums,
-            "count": self._count,
+            "sums": sums,
+            "count": count,
         }
         part = self.folder / f".{STATE}.{os.getpid()}"
         torch.save(state, part)
@@ -172,10 +218,14 @@ class Run:
 
     def _load(self) -> None:
         path = self.folder / STATE
-        if not path.exists():
-            (self.folder / LOG).unlink(missing_ok=True)
+        there = path.exists()
+        if len(set(self.group.gather(there))) > 1:
+            raise ValueError(f"only some processes see {path}; put the folder where all machines of the training do")
+        if not there:
+            if self.group.first:
+                (self.folder / LOG).unlink(missing_ok=True)
             return
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         if state["describe"] != json.dumps(self.describe, sort_keys=True):
             raise ValueError(
                 f"{path} belongs to a run with other settings ({state['describe']}); choose another folder or delete it"
@@ -184,7 +234,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.cpu_seconds = state["step"], state["seconds"], state["cpu_seconds"]
         self._sums, self._count = state["sums"], state["count"]
-        _cut_log(self.folder / LOG, self.step)
+        if self.group.first:
+            _cut_log(self.folder / LOG, self.step)
 
 
 def _cut_log(path: Path, step: int) -> None:
@@ -206,12 +257,16 @@ def schedule(step: int, total: int, warm_up: int) -> float:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Within it the first SIGINT or SIGTERM only sets a flag; the second one interrupts as usual."""
+    """Within it the first SIGINT or SIGTERM only sets a flag; the second one interrupts as usual.
+
+    Under torchrun the second one only repeats the first: it passes on the Ctrl-C that its processes got from the
+    terminal, too. It ends by force what has not stopped after 30 seconds.
+    """
     asked = False
 
     def handler(number: int, _frame: object) -> None:
         nonlocal asked
-        if asked:
+        if asked and not distributed.launched():
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         asked = True
