@@ -120,7 +120,10 @@ class Graph:
         loop: bool = False,
         pictures: bool = True,
         on_tell: Any = lambda told: None,
+        thinking: Mapping[str, Any] | None = None,
+        predicting: Mapping[str, Any] | None = None,
     ) -> None:
+        """thinking, predicting: parameters of thinker and predictor other than the defaults."""
         self.told: dict[str, Any] = {}
         self.out, self._supervisor, self._on_tell = out, supervisor, on_tell
         self._common: dict[str, Any] = {
@@ -139,9 +142,9 @@ class Graph:
             picture_rate_hz=rate_hz,
             record_s=record_s,
         )
-        self._add("predictor", model=model, **self._common)
+        self._add("predictor", model=model, **self._common, **(predicting or {}))
         if thinker:
-            self.start_thinker()
+            self.start_thinker(**(thinking or {}))
         self._add(
             "player",
             remap={"/instruction": "/thinker/instruction"},

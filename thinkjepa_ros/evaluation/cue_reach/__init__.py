@@ -1,0 +1,1 @@
+"""The cue-reach benchmark: fixed origins, every row on the same ones, intervals over episodes."""
