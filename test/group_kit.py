@@ -11,7 +11,9 @@ PATIENCE_S = 120
 
 #: Its processes are forked off one that has imported torch already: that takes longer than the tests.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["thinkjepa_ros.train.encoder"])
+_CONTEXT.set_forkserver_preload(
+    ["thinkjepa_ros.train.encoder", "torch.utils.tensorboard", "matplotlib.backends.backend_agg"]
+)
 
 
 def free_port() -> int:

@@ -110,7 +110,8 @@ def train(
     torch.manual_seed(seed)
     device = next(net.parameters()).device
     sight = sight_of(net, recipe).to(device)
-    run = Run(folder, sight, steps, lr, seed, describe if recipe == RECIPE else {**describe, "recipe": recipe})
+    describe = describe if recipe == RECIPE else {**describe, "recipe": recipe}
+    run = Run(folder, sight, steps, lr, seed, describe, shared=True)
     group = run.group
     if batch_size % group.world:
         raise ValueError(f"a batch of {batch_size} pairs cannot be shared evenly by {group.world} processes")
