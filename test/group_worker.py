@@ -5,7 +5,6 @@ Every process trains `Net` on a batch that all draw alike, and writes to FOLDER/
 
 die_at: kill this process (SIGKILL) in that step. signal_at: send SIGTERM to the process of rank `who`. nan_at: make the
 loss of rank `who` no number. pause_s: sleep in every step. odd: start rank 1 from other weights.
-unshared: as a stage that knows nothing of other processes.
 """
 
 import os
@@ -41,10 +40,7 @@ def train(folder: Path, steps: int, options: dict[str, float]) -> dict[str, torc
     group = distributed.group()
     chosen = group.rank == options.get("who", 0)
     net = Net(int(options.get("odd", 0)) * group.rank)
-    run = Run(
-        folder, net, steps, 1e-2, 3, {"test": 1}, warm_up=3, save_every_s=options.get("save_s", 0.0), quiet=True,
-        shared=not options.get("unshared"),
-    )  # fmt: skip
+    run = Run(folder, net, steps, 1e-2, 3, {"test": 1}, warm_up=3, save_every_s=options.get("save_s", 0.0), quiet=True)
     for step in run.steps("test", every=4):
         if step == options.get("die_at"):
             os.kill(os.getpid(), signal.SIGKILL)

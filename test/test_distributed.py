@@ -112,12 +112,6 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all(tmp_path: Path) -> No
     assert all("the loss is not finite at step 3" in said for said in words(tmp_path)) and saved_step(tmp_path) == 3
 
 
-def test_a_stage_that_is_not_made_for_it_is_refused_before_it_writes(tmp_path: Path) -> None:
-    assert two_processes(tmp_path, "unshared=1") == [1, 1]
-    assert all("start it without torchrun" in said for said in words(tmp_path))
-    assert {path.name for path in tmp_path.iterdir()} == {"ends"}
-
-
 def test_ctrl_c_to_torchrun_saves_before_it_ends(tmp_path: Path) -> None:
     """The terminal signals the whole group, and torchrun passes the signal on: its processes get it twice."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]

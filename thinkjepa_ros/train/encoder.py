@@ -111,7 +111,7 @@ def train(
     device = next(net.parameters()).device
     sight = sight_of(net, recipe).to(device)
     describe = describe if recipe == RECIPE else {**describe, "recipe": recipe}
-    run = Run(folder, sight, steps, lr, seed, describe, shared=True)
+    run = Run(folder, sight, steps, lr, seed, describe)
     group = run.group
     if batch_size % group.world:
         raise ValueError(f"a batch of {batch_size} pairs cannot be shared evenly by {group.world} processes")

@@ -40,8 +40,7 @@ class Stopped(Exception):
 class Run:
     """One training run in `folder`, to be driven with `for step in run.steps(...)`.
 
-    Under torchrun `update` takes this process's share of the loss, and `note` what is a mean over its part. A stage
-    that does so says it with `shared`; any other is refused there (ValueError).
+    Under torchrun `update` takes this process's share of the loss, and `note` what is a mean over its part.
     """
 
     folder: Path
@@ -55,16 +54,11 @@ class Run:
     clip: float = 1.0
     save_every_s: float = 60.0
     quiet: bool = False
-    shared: bool = False  #: the stage can be shared by several processes
     _sums: dict[str, float] = field(default_factory=dict)
     _count: int = 0
 
     def __post_init__(self) -> None:
         self.group = distributed.group()
-        if self.group.world > 1 and not self.shared:
-            raise ValueError(
-                f"the training in {self.folder} cannot be shared by several processes; start it without torchrun"
-            )
         if self.group.first:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.group.wait()
