@@ -38,8 +38,8 @@ def train_encoder(
 ) -> None:
     """Train encoder and pose readout on the episodes in `data` (or its folder train/) and write them to `out`.
 
-    Work in progress lives in `run`; the same command goes on where it was. With the same seed and numbers,
-    "end-to-end" gives the encoder of `mini.train_all`. Raises run.Stopped, EpisodeError, ValueError.
+    Work in progress lives in `run`; the same command goes on where it was. Raises run.Stopped, EpisodeError,
+    ValueError.
     """
     if recipe not in RECIPES:  # before the episodes are read
         raise ValueError(f"there is no recipe {recipe!r} for the encoder; choose one of {', '.join(RECIPES)}")
@@ -66,20 +66,20 @@ def train_encoder(
         describe={**record, "config": net.config.as_dict()},
         recipe=recipe,
     )
-    if not processes.first:
-        return
-    training = {
-        "command": "thinkjepa train encoder",
-        "stage": "encoder",
-        "version": __version__,
-        **record,
-        "encoder_seconds": round(done.seconds),
-        "encoder_cpu_seconds": round(done.cpu_seconds),
-        "threads": threads,
-        "processes": processes.world,
-        "device": device,
-        "torch": torch.__version__,
-        "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-    }
-    # not trained: what forecasts is its predictor, and that has random weights
-    model.save(out, net.cpu(), MODEL_ID, trained=False, domain=mini.DOMAIN, training=training, licence=mini.LICENCE)
+    if processes.first:
+        training = {
+            "command": "thinkjepa train encoder",
+            "stage": "encoder",
+            "version": __version__,
+            **record,
+            "encoder_seconds": round(done.seconds),
+            "encoder_cpu_seconds": round(done.cpu_seconds),
+            "threads": threads,
+            "processes": processes.world,
+            "device": device,
+            "torch": torch.__version__,
+            "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        }
+        # not trained: what forecasts is its predictor, and that has random weights
+        model.save(out, net.cpu(), MODEL_ID, trained=False, domain=mini.DOMAIN, training=training, licence=mini.LICENCE)
+    processes.wait()
