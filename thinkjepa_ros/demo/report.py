@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from thinkjepa_ros.demo import thought as thoughts
 from thinkjepa_ros.demo.pictures import Album
 from thinkjepa_ros.evaluation import score as scoring
 from thinkjepa_ros.evaluation.bootstrap import Interval
 from thinkjepa_ros.evaluation.runs import Run, plain
 from thinkjepa_ros.values import Camera
 
+#: Groups of stamps, the most important first -> positions [T, J, 3] without any thought, by stamp (demo/unguided.py).
+Unguided = Callable[[Sequence[Sequence[int]]], dict[int, np.ndarray]]
 COUNTERS = ("used", "superseded", "refused", "pending")
 
 
@@ -38,11 +41,13 @@ def make_report(
     canonical: Camera | None = None,
     film: bool = True,
     poses: Sequence[str] = (),
+    unguided: Unguided | None = None,
 ) -> Report:
     """Score a run and draw it; writes report.txt, report.json, forecast.png and forecast.mp4 into `out`.
 
     source: what was played. canonical: the model's camera, for recordings without calibration. poses: topics of the
-    recording that hold poses but no truth in the model's joints.
+    recording that hold poses but no truth in the model's joints. unguided: asked for forecasts without any thought, if
+    a thought guided any.
     """
     out.mkdir(parents=True, exist_ok=True)
     report = Report()
@@ -51,7 +56,18 @@ def make_report(
     _say_speed(report, run)
     _say_accounts(report, run)
     joined = _say_errors(report, run, poses)
-    _say_pictures(report, Album(run, joined, canonical), run, out, film)
+    without: dict[int, np.ndarray] = {}
+    album = Album(run, joined, canonical, without)
+    thought = thoughts.main_thought(run)
+    if thought is not None:
+        stamps = album.stamps()
+        without |= unguided(stamps) if unguided is not None else {}
+        even = {at: without[at] for at in stamps[1] if at in without}  # however many there was time for
+        effect = None if joined is None else thoughts.effect(run, joined, thought, even)
+        report.say()
+        report.say(thoughts.sentence(run, thought, effect))
+        report.numbers["thought"] = thoughts.numbers(thought, effect)
+    _say_pictures(report, album, run, out, film)
     for name, text in (
         ("text", "\n".join(report.lines) + "\n"),
         ("numbers", json.dumps(plain(report.numbers), indent=1)),

@@ -6,12 +6,13 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from thinkjepa_ros.bridge.shipped import model_folder
@@ -284,10 +285,10 @@ def demo(
             if seconds is not None and began is not None and time.monotonic() - began > seconds:
                 break
         graph.finish()
-    return conclude(out, source, model, trouble, record_video, console)
+    return conclude(out, source, model, device, trouble, record_video, console)
 
 
-def conclude(out: Path, source: Source, model: str, trouble: str, film: bool, console: Console) -> int:
+def conclude(out: Path, source: Source, model: str, device: str, trouble: str, film: bool, console: Console) -> int:
     """Make and print the report of a finished run."""
     if trouble:
         console.print(trouble, style="red", markup=False, highlight=False, soft_wrap=True)
@@ -298,8 +299,20 @@ def conclude(out: Path, source: Source, model: str, trouble: str, film: bool, co
             f"no report: {error}; the logs are in {out / 'logs'}", markup=False, highlight=False, soft_wrap=True
         )
         return 1
+
+    def without_thoughts(stamps: Sequence[Sequence[int]]) -> dict[int, np.ndarray]:
+        from thinkjepa_ros.demo import unguided  # torch, which nothing else in this process needs
+
+        try:
+            return unguided.forecasts(unguided.load(model, device), run, source.bag, source.topic, stamps)
+        except (RuntimeError, ValueError, OSError) as error:  # the run itself is fine: say why a comparison is missing
+            console.print(f"no forecasts without thoughts: {error}", markup=False, highlight=False, soft_wrap=True)
+            return {}
+
     with console.status("drawing ..."):
-        report: Report = make_report(run, out, source.title, canonical_camera(model), film, source.poses)
+        report: Report = make_report(
+            run, out, source.title, canonical_camera(model), film, source.poses, without_thoughts
+        )
     console.print("\n".join(report.lines), markup=False, highlight=False, soft_wrap=True)
     return 0 if len(run) else 1
 

@@ -1,7 +1,8 @@
 """Draws a forecast onto the camera image: the hands now, and where they will be.
 
-Predicted paths are orange, true ones green, a baseline light blue; they fade with the time ahead. Whatever a viewer
-must know to judge the picture (untrained model, trained on simulation, no camera calibration) is stamped on it.
+Predicted paths are orange, true ones green, those of a baseline thin and grey; they fade with the time ahead, and hands
+stand at their ends. Whatever a viewer must know to judge the picture (untrained model, trained on simulation, no camera
+calibration) is stamped on it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from thinkjepa_ros.values import Camera, Forecast
 
 PREDICTED = (255, 140, 0)
 TRUE = (60, 220, 90)
-BASELINE = (120, 190, 255)
+BASELINE = (196, 200, 210)
 NOW = (255, 255, 255)
 SHADE = (16, 18, 24)
 WARN = (255, 196, 0)
@@ -81,13 +82,16 @@ def draw_forecast(
     truth, baseline: [T, J, 3] in metres in the forecast's frame, NaN where unknown. text: a caption, e.g. the thought.
     """
     canvas = _Canvas(np.array(rgb[..., :3], np.uint8, order="C"), camera)
-    joints = path_joints(forecast.joint_names)
+    joints, pairs = path_joints(forecast.joint_names), bones(forecast.joint_names)
     if baseline is not None:
-        canvas.paths(_with_present(forecast.present, baseline)[:, joints], BASELINE, canvas.line * 0.8)
+        canvas.paths(_with_present(forecast.present, baseline)[:, joints], BASELINE, canvas.line * 0.55)
+        canvas.end(baseline[-1], pairs, BASELINE)
     if truth is not None:
         canvas.paths(_with_present(forecast.present, truth, start=False)[:, joints], TRUE, canvas.line)
+        canvas.end(truth[-1], pairs, TRUE)
     canvas.paths(_with_present(forecast.present, forecast.positions)[:, joints], PREDICTED, canvas.line)
-    canvas.skeleton(forecast.present, bones(forecast.joint_names))
+    canvas.skeleton(forecast.present, pairs)
+    canvas.end(forecast.positions[-1], pairs, PREDICTED)
 
     seconds = forecast.step_s * len(forecast.positions)
     entries = [("now", NOW), (f"predicted, {seconds:.1f} s ahead", PREDICTED)]
@@ -170,6 +174,18 @@ class _Canvas:
             if len(at) > 1:
                 _dot(halo, pixels[at[-1], joint], 130, thickness * 2.0)
                 _dot(ink, pixels[at[-1], joint], 235, thickness * 1.5)
+        self._blend(halo, SHADE)
+        self._blend(ink, colour)
+
+    def end(self, points: np.ndarray, pairs: Sequence[tuple[int, int]], colour: tuple[int, int, int]) -> None:
+        """The bones of the joints [J, 3] at the end of their paths, in outline."""
+        pixels = self.project(np.asarray(points, np.float64))
+        known = np.isfinite(pixels).all(-1)
+        ink, halo = np.zeros((2, self.height, self.width), np.uint8)
+        for a, b in pairs:
+            if known[a] and known[b]:
+                _line(halo, pixels[a], pixels[b], 70, self.line * 1.2)
+                _line(ink, pixels[a], pixels[b], 190, self.line * 0.6)
         self._blend(halo, SHADE)
         self._blend(ink, colour)
 
