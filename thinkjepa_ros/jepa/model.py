@@ -171,9 +171,8 @@ class ForecastNet(nn.Module):
         )
         self.predictor = Predictor(p, e.grid, e.width)
         self.motion: MotionReadout | AttentiveMotion
-        self.motion = (AttentiveMotion if attentive else MotionReadout)(
-            joints, p.latents, p.tubelets, p.tubelet_steps, p.pooled**2, e.width
-        )
+        sizes = (joints, p.latents, p.tubelets, p.tubelet_steps, p.pooled**2, e.width)
+        self.motion = AttentiveMotion(*sizes) if attentive else MotionReadout(*sizes, e.grid, config.camera)
         scale = config.sigma_scale
         curves = torch.tensor([scale.image_only, scale.anchored]) if scale else torch.ones(2, config.horizon)
         self.register_buffer("sigma_scale", curves, persistent=False)
@@ -197,7 +196,7 @@ class ForecastNet(nn.Module):
         Returns displacement [B, T, J, 3] in metres, log sigma [B, T, J], future latents [B, tubelets, p^2, D].
         """
         future = self.predictor(past, now, payload)
-        displacement, log_sigma = self.motion(future.float(), poses)
+        displacement, log_sigma = self.motion(future.float(), now.float(), poses)
         return displacement, log_sigma, future
 
     def sigma(self, log_sigma: Tensor, observed: Tensor) -> Tensor:

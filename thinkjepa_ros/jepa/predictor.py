@@ -2,7 +2,8 @@
 
 Layout for speed: context tokens attend to themselves only, once; query tokens (a learned mask token at every place of
 a pooled grid of every future tubelet) attend to the context's keys and values and to each other. No mask, no N x N
-matrix, one pass for the whole horizon. The published layouts are in `guided`.
+matrix, one pass for the whole horizon. What is predicted is the change from the newest frame. The published layouts are
+in `guided`.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class Predictor(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=EPS)
         self.out = nn.Linear(config.width, latent_width)
         nn.init.trunc_normal_(self.query, std=0.02)
+        nn.init.trunc_normal_(self.out.weight, std=0.02)  # at first nothing changes: copying is a good start
+        nn.init.zeros_(self.out.bias)
 
         # time in grid steps relative to now; a tubelet sits at the middle of the steps it covers
         step, p = grid / config.pooled, config.pooled
@@ -114,7 +117,8 @@ class Predictor(nn.Module):
                 x = self.guide.inject(i, x, signals[i])
             # nobody reads the context after the last block but through its keys and values
             x, _ = block(x, (self.cos, self.sin), context=n, only_from=0 if i + 1 < config.depth else n)
-        return self.out(self.norm(x)).view(batch, config.tubelets, config.pooled**2, self.latent_width)
+        change = self.out(self.norm(x)).view(batch, config.tubelets, config.pooled**2, self.latent_width)
+        return self.pool(now)[:, None] + change
 
     def ready(self, payload: Payload) -> Ready | None:
         """The payload prepared; None if there is nothing in it. Raises ValueError without a guide."""

@@ -2,7 +2,8 @@
 
 Plain pooling cannot localise, so the present is read by soft-argmax: each joint attends over the token grid, every
 token votes for an image place near itself and for a depth, and the vote is lifted to metres with the canonical camera.
-A small correction across joints follows, which places the joints that are hidden.
+A small correction across joints follows, which places the joints that are hidden. The future is read in the same way:
+what the predictor expects asks the newest frame for places, and joints move towards or away from them.
 """
 
 from __future__ import annotations
@@ -60,11 +61,31 @@ class SigmaScale:
         return SigmaScale(**{name: tuple(float(x) for x in curve) for name, curve in values.items()})
 
 
-class PoseReadout(nn.Module):
-    """Latent [B, n, D] -> joints [B, J, 3] in metres, optical frame of the canonical camera."""
+class Lift(nn.Module):
+    """From votes of the tokens of a grid to metres in the optical frame of the canonical camera."""
 
     cells: Tensor
     lens: Tensor
+
+    def __init__(self, grid: int, camera: Camera):
+        super().__init__()
+        row, column = torch.meshgrid(torch.arange(grid) + 0.5, torch.arange(grid) + 0.5, indexing="ij")
+        self.register_buffer("cells", torch.stack((column, row), -1).reshape(-1, 2), persistent=False)
+        patch = camera.width / grid
+        # tokens -> normalised image plane: (cell * patch - 0.5 - c) / f, pixel centres at whole numbers
+        lens = torch.tensor(
+            [[patch / camera.fx, patch / camera.fy], [-(0.5 + camera.cx) / camera.fx, -(0.5 + camera.cy) / camera.fy]]
+        )
+        self.register_buffer("lens", lens, persistent=False)
+
+    def forward(self, cell: Tensor, log_depth: Tensor) -> Tensor:
+        """cell [..., 2], column and row on the grid; log_depth [..., 1], relative to MEDIAN_DEPTH. Returns [..., 3]."""
+        depth = MEDIAN_DEPTH * log_depth.clamp(-2, 2).exp()
+        return torch.cat((cell * self.lens[0] + self.lens[1], torch.ones_like(depth)), -1) * depth
+
+
+class PoseReadout(nn.Module):
+    """Latent [B, n, D] -> joints [B, J, 3] in metres, optical frame of the canonical camera."""
 
     def __init__(self, joints: int, grid: int, latent_width: int, camera: Camera, hidden: int = 256, feature: int = 16):
         super().__init__()
@@ -80,14 +101,7 @@ class PoseReadout(nn.Module):
         nn.init.zeros_(self.correct2.weight)
         nn.init.zeros_(self.correct2.bias)
         nn.init.trunc_normal_(self.position, std=0.5)
-        row, column = torch.meshgrid(torch.arange(grid) + 0.5, torch.arange(grid) + 0.5, indexing="ij")
-        self.register_buffer("cells", torch.stack((column, row), -1).reshape(-1, 2), persistent=False)
-        patch = camera.width / grid
-        # tokens -> normalised image plane: (cell * patch - 0.5 - c) / f, pixel centres at whole numbers
-        lens = torch.tensor(
-            [[patch / camera.fx, patch / camera.fy], [-(0.5 + camera.cx) / camera.fx, -(0.5 + camera.cy) / camera.fy]]
-        )
-        self.register_buffer("lens", lens, persistent=False)
+        self.lift = Lift(grid, camera)
 
     def forward(self, latent: Tensor) -> Tensor:
         return self.read(latent)[0]
@@ -97,14 +111,43 @@ class PoseReadout(nn.Module):
         h = F.gelu(self.fc(self.norm(latent)) + self.position)
         vote = self.place(h).float().unflatten(-1, (self.joints, 4))  # [B, n, J, 4]
         attention = vote[..., :1].softmax(1)
-        cell = (attention * (self.cells[:, None] + vote[..., 1:3])).sum(1)  # [B, J, 2]
-        depth = MEDIAN_DEPTH * (attention * vote[..., 3:]).sum(1).clamp(-2, 2).exp()
-        ray = torch.cat((cell * self.lens[0] + self.lens[1], torch.ones_like(depth)), -1)
-        seen = ray * depth
+        cell = (attention * (self.lift.cells[:, None] + vote[..., 1:3])).sum(1)  # [B, J, 2]
+        seen = self.lift(cell, (attention * vote[..., 3:]).sum(1))
         feature = torch.einsum("bnj,bnf->bjf", attention[..., 0], self.value(h).float())
         joint = torch.cat((feature, seen), -1).flatten(1)
         correction = self.correct2(F.gelu(self.correct1(joint))).float().unflatten(-1, (self.joints, 3))
         return seen + correction, vote[..., 0]
+
+
+class Pointers(nn.Module):
+    """Places in the newest frame that queries [B, T, C] ask for: K of them each, [B, T, K, 3] in metres, with features.
+
+    A query attends over the tokens K times; as in `PoseReadout` every token votes for a place near itself.
+    """
+
+    def __init__(self, grid: int, latent_width: int, camera: Camera, asking: int, count: int = 4, head: int = 32):
+        super().__init__()
+        hidden = count * head
+        self.count, self.scale = count, head**-0.5
+        self.norm = nn.LayerNorm(latent_width, eps=EPS)
+        self.fc = nn.Linear(latent_width, hidden)
+        self.position = nn.Parameter(torch.zeros(grid * grid, hidden))  # absolute, see PoseReadout
+        self.ask = nn.Linear(asking, hidden)
+        self.key = nn.Linear(hidden, hidden)
+        self.vote = nn.Linear(hidden, count * 3)
+        self.value = nn.Linear(hidden, count * 8)
+        self.lift = Lift(grid, camera)
+        nn.init.trunc_normal_(self.position, std=0.5)
+
+    def forward(self, x: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, T, asking], now [B, n, D] -> places [B, T, K, 3], features [B, T, K, 8]."""
+        token = F.gelu(self.fc(self.norm(now)) + self.position)
+        key, vote, value = (f(token).unflatten(-1, (self.count, -1)) for f in (self.key, self.vote, self.value))
+        query = self.ask(x).unflatten(-1, (self.count, -1))
+        attention = (torch.einsum("btkd,bnkd->btkn", query, key) * self.scale).softmax(-1)
+        cell = torch.einsum("btkn,bnkc->btkc", attention, self.lift.cells[:, None] + vote[..., :2])
+        place = self.lift(cell, torch.einsum("btkn,bnkc->btkc", attention, vote[..., 2:]))
+        return place, torch.einsum("btkn,bnkf->btkf", attention, value)
 
 
 def _convolved(x: Tensor, conv: nn.Module) -> Tensor:
@@ -114,9 +157,10 @@ def _convolved(x: Tensor, conv: nn.Module) -> Tensor:
 
 
 class MotionReadout(nn.Module):
-    """Predicted latents and recent poses -> displacements [B, T, J, 3] from now, and log sigma [B, T, J].
+    """Predicted latents, the newest latent and recent poses -> displacements [B, T, J, 3] from now, log sigma [B, T, J].
 
-    Temporal mixing by two layers over the tubelets, so that a trajectory is one piece.
+    A joint moves by a share of the way to each of a few places in the newest frame (`Pointers`), and freely. Temporal
+    mixing by two layers over the tubelets, so that a trajectory is one piece.
     """
 
     def __init__(
@@ -127,26 +171,40 @@ class MotionReadout(nn.Module):
         tubelet_steps: int,
         tokens: int,
         latent_width: int,
+        grid: int,
+        camera: Camera,
         hidden: int = 256,
     ):
+        """tokens: of a predicted tubelet; grid: of the newest latent, [grid * grid, latent_width]."""
         super().__init__()
         self.joints, self.steps = joints, tubelet_steps
         self.squeeze = nn.Linear(latent_width, 32)
         self.token = nn.Linear(32 * tokens, hidden)
         self.pose = nn.Linear(context * joints * 3, hidden)
         self.time = nn.Parameter(torch.zeros(tubelets, hidden))
-        self.mix = nn.ModuleList(nn.Conv1d(hidden, hidden, 3, padding=1) for _ in range(2))
         self.summary = nn.Linear(hidden, hidden)
+        self.pointers = Pointers(grid, latent_width, camera, hidden)
+        self.found = nn.Linear(self.pointers.count * 11, hidden)
+        self.mix = nn.ModuleList(nn.Conv1d(hidden, hidden, 3, padding=1) for _ in range(2))
+        self.share = nn.Linear(hidden, tubelet_steps * joints * self.pointers.count)
         self.out = nn.Linear(hidden, tubelet_steps * joints * 4)
         nn.init.trunc_normal_(self.time, std=0.02)
-        nn.init.trunc_normal_(self.out.weight, std=0.002)
-        nn.init.zeros_(self.out.bias)
+        for layer in (self.share, self.out):  # nothing moves at first
+            nn.init.trunc_normal_(layer.weight, std=0.002)
+            nn.init.zeros_(layer.bias)
 
-    def forward(self, future: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
-        """future [B, tubelets, tokens, D]; poses [B, context, J, 3] in metres, the last one is now."""
+    def forward(self, future: Tensor, now: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
+        """future [B, tubelets, tokens, D]; now [B, n, D]; poses [B, context, J, 3] in metres, the last one is now."""
+        present = poses[:, -1]
         x = F.gelu(self.token(self.squeeze(future).flatten(2)) + self.pose(track(poses))[:, None] + self.time)
         x = x + F.gelu(self.summary(x.mean(1, keepdim=True)))
+        place, feature = self.pointers(x, now)
+        middle = present.mean(1)[:, None, None]
+        x = x + F.gelu(self.found(torch.cat((4 * (place - middle), feature), -1).flatten(2)))
         for mix in self.mix:
             x = x + F.gelu(_convolved(x, mix))
-        out = self.out(x).float().unflatten(-1, (self.steps, self.joints, 4)).flatten(1, 2)
-        return out[..., :3], bounded_log_sigma(out[..., 3])
+        share = self.share(x).unflatten(-1, (self.steps, self.joints, self.pointers.count))
+        # share * (place - joint), summed over the places: [B, tubelets, steps, J, 3]
+        toward = torch.einsum("btsjk,btkc->btsjc", share, place) - share.sum(-1, keepdim=True) * present[:, None, None]
+        out = self.out(x).float().unflatten(-1, (self.steps, self.joints, 4))
+        return (out[..., :3] + toward).flatten(1, 2), bounded_log_sigma(out[..., 3].flatten(1, 2))

@@ -1,10 +1,8 @@
-"""Stage 2: the guided predictor and the motion readout, on cached latents of a frozen encoder.
+"""Stage `forecast`: the guided predictor and the motion readout, on cached latents of a frozen encoder.
 
 Losses: distance of the forecast joints (metres), smooth L1 of the predicted latents (future frames are targets only),
-and the likelihood of the
-distance under the predicted sigma. Guidance is dropped at random, so that unguided is a first-class mode of the same
-model; so is the
-observed pose (anchor).
+and the likelihood of the distance under the predicted sigma. Guidance is dropped at random, so that unguided is a
+first-class mode of the same model; so is the observed pose (anchor).
 """
 
 from __future__ import annotations
@@ -16,106 +14,155 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from ..jepa import precision
 from ..jepa.guidance import Payload
 from ..jepa.model import ForecastNet
-from .latents import Track
+from . import distributed
 from .run import Run
+from .tracks import Tracks, Window
 
-GUIDANCE_DROPOUT = 0.4
+#: Share of a batch drawn from origins at which something moves. Motion can be seen, so that taking it more often says
+#: nothing false about how likely it is; taking the moments just before it more often would.
+FOCUS = 0.5
+GUIDANCE_DROPOUT = 0.3
 ANCHORED = 0.35
+#: A live thinker's newest thought is over frames so much older than the origin, in seconds.
+LATE_S = (0.2, 1.2)
 
 
 class Future(nn.Module):
-    """The trainable half of the network."""
+    """The trainable half of the network.
 
-    def __init__(self, net: ForecastNet):
+    Predictor and readout compute in `dtype`, the weights stay in float32 (bfloat16 halves the time where the processor
+    multiplies it).
+    """
+
+    def __init__(self, net: ForecastNet, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.predictor, self.motion = net.predictor, net.motion
+        self._dtype = dtype
+
+    def forward(self, w: Window, poses: Tensor, payload: Payload | None) -> tuple[Tensor, Tensor, Tensor]:
+        """As `ForecastNet.forecast`, from a window and poses [B, C, J, 3], the last one now or the anchor."""
+        past, now = w.past.to(self._dtype), w.now.to(self._dtype)
+        if payload is not None:
+            payload = payload.to(now.device, self._dtype)
+        weights = {name: p.to(self._dtype) for name, p in self.predictor.named_parameters()}
+        weights |= {name: b.to(self._dtype) for name, b in self.predictor.named_buffers()}
+        future = functional_call(self.predictor, weights, (past, now, payload)).float()
+        displacement, log_sigma = self.motion(future, w.now, poses)
+        return displacement, log_sigma, future
 
 
 @dataclass(frozen=True)
 class Batch:
-    past: Tensor  # [B, context - 1, p^2, D]
-    now: Tensor  # [B, n, D]
-    poses: Tensor  # [B, context, J, 3]
-    target: Tensor  # [B, T, J, 3], NaN where unknown, relative to the last pose given
-    latents: Tensor  # [B, tubelets, p^2, D]
-    latent_known: Tensor  # bool [B, tubelets]
-    pyramid: Tensor  # [B, L, 2, D_vlm]
-    weight: Tensor  # [B]
+    window: Window
+    poses: Tensor  # [B, C, J, 3], the last one is now or the anchor
+    payload: Payload | None
+    count: float  #: known joints ahead in the whole batch, of which this may be a part
+    tubelets: float  #: known tubelets ahead in the whole batch
+
+    def to(self, device: torch.device) -> Batch:
+        move = Window(**{name: value.to(device) for name, value in vars(self.window).items()})
+        payload = None if self.payload is None else self.payload.to(device, torch.float32)
+        return Batch(move, self.poses.to(device), payload, self.count, self.tubelets)
 
 
-def batch(tracks: list[Track], net: ForecastNet, size: int, rng: np.random.Generator) -> Batch:
-    """`size` random forecast origins."""
-    p = net.config.predictor
-    steps, tubelets, horizon = p.tubelet_steps, p.tubelets, net.config.horizon
-    rows: list[list[Tensor]] = []
-    for _ in range(size):
-        track = tracks[rng.integers(len(tracks))]
-        count = len(track.stamps_ns)
-        if count < p.context + 1:
-            raise ValueError(f"an episode has {count} grid samples; the model needs at least {p.context + 1}")
-        now = int(rng.integers(p.context - 1, count - 1))
-        window = slice(now + 1 - p.context, now + 1)
-        poses = track.poses[window].clone()
-        if rng.random() < ANCHORED:
-            truth = torch.from_numpy(track.joints_seen_from(now, slice(now, now + 1))[0])
-            poses += torch.where(truth.isfinite().all(-1, keepdim=True), truth - poses[-1], torch.zeros(()))
-        ahead = torch.full((horizon, poses.shape[1], 3), float("nan"))
-        known = min(horizon, count - 1 - now)
-        ahead[:known] = torch.from_numpy(track.joints_seen_from(now, slice(now + 1, now + 1 + known)))
-        latents = torch.zeros(tubelets, *track.pooled.shape[1:])
-        whole = known // steps
-        latents[:whole] = track.pooled[now + 1 : now + 1 + whole * steps].float().unflatten(0, (whole, steps)).mean(1)
-        pyramid, weight = _guidance(track, now, net, rng)
-        rows.append([track.pooled[window][:-1].float(), track.full[now].float(), poses, ahead - poses[-1], latents,
-                     torch.arange(tubelets) < whole, pyramid, torch.tensor(weight)])  # fmt: skip
-    return Batch(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
+@dataclass(frozen=True)
+class Origins:
+    """Samples that a forecast can begin at, int64 [N], and those of them at which something moves."""
+
+    all: np.ndarray
+    moving: np.ndarray
+
+    @staticmethod
+    def of(tracks: Tracks, context: int) -> Origins:
+        """Raises ValueError if no episode is long enough."""
+        every = tracks.origins(context)
+        if not len(every):
+            raise ValueError(f"no episode is longer than the {context} grid samples that the model looks at")
+        moving = every[tracks.moving()[every]]
+        return Origins(every, moving if len(moving) else every)
+
+    def draw(self, size: int, rng: np.random.Generator) -> np.ndarray:
+        """`size` of them, a share of FOCUS where something moves."""
+        anywhere, moving = (some[rng.integers(len(some), size=size)] for some in (self.all, self.moving))
+        return np.where(rng.random(size) < FOCUS, moving, anywhere)
 
 
-def _guidance(track: Track, now: int, net: ForecastNet, rng: np.random.Generator) -> tuple[Tensor, float]:
-    """The newest thought that a live thinker would have finished by now (0.2 … 1 s late), sometimes none, sometimes
-    fading.
+def batch(
+    tracks: Tracks,
+    net: ForecastNet,
+    origins: Origins,
+    size: int,
+    rng: np.random.Generator,
+    streams: tuple[bool, bool] = (True, True),
+    group: distributed.Group = distributed.ALONE,
+) -> Batch:
+    """`size` random forecast origins, of which this process takes its part. streams: what of a thought is given, the
+    mean states over the prompt and over what was generated.
     """
     p = net.config.predictor
-    late_ns = int(rng.uniform(0.2, 1.0) * 1e9)
-    dropped = rng.random() < GUIDANCE_DROPOUT
-    weight = 1.0 if rng.random() < 0.7 else float(rng.uniform(0.05, 1.0))
-    finished = int(np.searchsorted(track.thought_ns, track.stamps_ns[now] - late_ns, side="right"))
-    if dropped or finished == 0:
-        return torch.zeros(p.guide_layers, 2, p.guide_width), 0.0
-    return track.pyramids[finished - 1], weight
+    samples = origins.draw(size, rng)
+    anchored = torch.from_numpy(rng.random(size) < ANCHORED)
+    late_ns = (rng.uniform(*LATE_S, size=size) * 1e9).astype(np.int64)
+    weight = np.where(rng.random(size) < 0.7, 1.0, rng.uniform(0.05, 1.0, size=size))
+    weight = np.where(rng.random(size) < GUIDANCE_DROPOUT, 0.0, weight).astype(np.float32)
 
-
-def losses(net: ForecastNet, b: Batch) -> tuple[Tensor, dict[str, float]]:
-    """The training loss and what the log shows."""
+    window = tracks.window(group.mine(samples), p.latents, p.tubelets, p.tubelet_steps)
+    poses, anchored = window.poses, group.mine(anchored)
+    seen = window.present.isfinite().all(-1, keepdim=True) & anchored[:, None, None]
+    poses = poses + torch.where(seen, window.present - poses[:, -1], 0.0)[:, None]
     payload = None
-    if b.pyramid.shape[1]:
-        payload = Payload.pooled(b.pyramid, torch.ones(len(b.weight), 2, dtype=torch.bool), b.weight)
-    displacement, log_sigma, future = net.forecast(b.past, b.now, b.poses, payload)
-    known = b.target.isfinite().all(-1)
-    target = torch.where(known[..., None], b.target, 0.0)
+    if p.guide_layers:
+        payload = thoughts(tracks, group.mine(samples), group.mine(late_ns), group.mine(weight), streams)
+    count = group.total(window.future.isfinite().all(-1).sum().float()).item()
+    tubelets = group.total(window.latents_known.sum().float()).item()
+    return Batch(window, poses, payload, max(1.0, count), max(1.0, tubelets))
+
+
+def thoughts(
+    tracks: Tracks,
+    samples: np.ndarray,
+    late_ns: np.ndarray | int,
+    weight: np.ndarray | float = 1.0,
+    streams: tuple[bool, bool] = (True, True),
+) -> Payload:
+    """For every sample the newest thought over frames at least `late_ns` older, with its weight; rows without one are
+    unguided.
+    """
+    found = tracks.thought_before(samples, late_ns)
+    weights = torch.from_numpy(np.where(found < 0, 0.0, weight).astype(np.float32))
+    present = torch.tensor(streams).expand(len(found), 2)
+    return Payload.pooled(tracks.pyramids[torch.from_numpy(np.maximum(found, 0))], present, weights)
+
+
+def losses(
+    net: ForecastNet, future: Future, b: Batch, group: distributed.Group = distributed.ALONE
+) -> tuple[Tensor, dict[str, float]]:
+    """This process's share of the training loss, and what the log shows."""
+    w = b.window
+    displacement, log_sigma, latents = future(w, b.poses, b.payload)
+    known = w.future.isfinite().all(-1)
+    target = torch.where(known[..., None], w.future - b.poses[:, -1:], 0.0)
     squared = (displacement - target).square().sum(-1)
-    total = known.sum().clamp(min=1)
-    distance = (squared.add(1e-8).sqrt() * known).sum() / total
-    likelihood = ((3 * log_sigma + squared.detach() / (2 * (2 * log_sigma).exp())) * known).sum() / total
-    weight = b.latent_known[..., None, None] / b.latent_known.sum().clamp(min=1) / b.latents[0, 0].numel()
-    latent = (F.smooth_l1_loss(future, b.latents, reduction="none") * weight).sum()
+    distance = (squared.add(1e-8).sqrt() * known).sum() / b.count
+    likelihood = ((3 * log_sigma + squared.detach() / (2 * (2 * log_sigma).exp())) * known).sum() / b.count
+    weight = w.latents_known[..., None, None] / (b.tubelets * w.latents[0, 0].numel())
+    latent = (F.smooth_l1_loss(latents, w.latents, reduction="none") * weight).sum()
     with torch.no_grad():
-        held = (target.square().sum(-1).sqrt() * known).sum() / total
-        copied = net.predictor.pool(b.now)[:, None]
-        copy = (F.smooth_l1_loss(copied.expand_as(b.latents), b.latents, reduction="none") * weight).sum()
-    notes = {
-        "ade_cm": 100 * distance.item(),
-        "over_hold": (distance / held).item(),
-        "prediction_over_copy": (latent / copy).item(),
-    }
+        held = (target.square().sum(-1).sqrt() * known).sum() / b.count
+        copied = net.predictor.pool(w.now)[:, None].expand_as(w.latents)
+        copy = (F.smooth_l1_loss(copied, w.latents, reduction="none") * weight).sum()
+        ade, hold, predicted, copying = group.total(torch.stack((distance, held, latent, copy))).tolist()
+    notes = {"ade_cm": 100 * ade, "over_hold": ade / hold, "prediction_over_copy": predicted / copying}
     return 10 * distance + latent + 0.02 * likelihood, notes
 
 
 def train(
-    tracks: list[Track],
+    tracks: Tracks,
     net: ForecastNet,
     folder: Path,
     *,
@@ -124,12 +171,25 @@ def train(
     lr: float,
     seed: int,
     describe: dict,
+    streams: tuple[bool, bool] = (True, True),
+    dtype: str = "float32",
+    quiet: bool = False,
 ) -> Run:
-    """Train `net.predictor` and `net.motion` in place. Resumes from `folder`. Raises run.Stopped."""
+    """Train `net.predictor` and `net.motion` in place, on the device where they are. Resumes from `folder`.
+
+    dtype: "float32", "bfloat16" or "auto", in which the predictor computes. Raises run.Stopped, ValueError.
+    """
     torch.manual_seed(seed)
-    run = Run(folder, Future(net), steps, lr, seed, describe)
+    device = next(net.parameters()).device
+    chosen = precision.choose(device, dtype, net.config.predictor.width)
+    future = Future(net, chosen.dtype)
+    run = Run(folder, future, steps, lr, seed, {**describe, "dtype": chosen.name}, quiet=quiet)
+    if batch_size % run.group.world:
+        raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {run.group.world} processes")
+    origins = Origins.of(tracks, net.config.predictor.latents)
     net.train()
     for step in run.steps("forecast"):
-        loss, notes = losses(net, batch(tracks, net, batch_size, run.random(step)))
+        b = batch(tracks, net, origins, batch_size, run.random(step), streams, run.group).to(device)
+        loss, notes = losses(net, future, b, run.group)
         run.note(**notes, grad=run.update(loss))
     return run
