@@ -54,9 +54,7 @@ def choose(episodes: Sequence[Episode], tracks: Tracks, context: int, step_s: fl
     return pairs[:, 0], pairs[:, 1]
 
 
-def _of(
-    episode: Episode, stamps: np.ndarray, phase: np.ndarray, context: int, step_s: float
-) -> list[tuple[int, int]]:
+def _of(episode: Episode, stamps: np.ndarray, phase: np.ndarray, context: int, step_s: float) -> list[tuple[int, int]]:
     """(grid sample, group) of the origins of one episode, in order of time within a group."""
     found: list[tuple[int, int]] = []
     reach, transport = (int(np.argmax(phase >= PHASES.index(name))) for name in ("reach", "transport"))

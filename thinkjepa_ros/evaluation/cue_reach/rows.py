@@ -240,9 +240,7 @@ def forecasts(
 
 
 @torch.inference_mode()
-def rollout(
-    scene: Scene, net: ForecastNet, row: str, seed: int, guide: Guide, where: np.ndarray
-) -> list[Prediction]:
+def rollout(scene: Scene, net: ForecastNet, row: str, seed: int, guide: Guide, where: np.ndarray) -> list[Prediction]:
     """Autoregressive: the first steps of a forecast are fed back as context until the horizon is reached.
 
     Predicted latents are means over a tubelet on the pooled grid: each stands for all its steps, and for the newest
@@ -318,7 +316,8 @@ class _Blank:
 
     def predictions(self, row: str, seed: int) -> list[Prediction]:
         return [
-            Prediction(row, inputs, seed, self.positions[inputs], self.sigma[inputs],
-                       self.latents if inputs == IMAGE else None)  # fmt: skip
+            Prediction(
+                row, inputs, seed, self.positions[inputs], self.sigma[inputs], self.latents if inputs == IMAGE else None
+            )
             for inputs in INPUTS
         ]
