@@ -151,8 +151,8 @@ class AttentiveMotion(nn.Module):
         _register(self, F.pad(torch.arange(tubelets)[:, None], (0, 2)), width // heads)
 
     def forward(self, future: Tensor, now: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
-        """future [B, tubelets, tokens, D]; now, the newest latent, is not looked at; poses [B, context, J, 3] in metres,
-        the last one is now.
+        """future [B, tubelets, tokens, D]; now, the newest latent, is not looked at; poses [B, context, J, 3] in
+        metres, the last one is now.
         """
         pooled = self.pool(future.flatten(0, 1)).flatten(1).unflatten(0, future.shape[:2])
         x = self.gather(pooled) + self.pose(track(poses))[:, None] + self.time

@@ -157,7 +157,7 @@ def _convolved(x: Tensor, conv: nn.Module) -> Tensor:
 
 
 class MotionReadout(nn.Module):
-    """Predicted latents, the newest latent and recent poses -> displacements [B, T, J, 3] from now, log sigma [B, T, J].
+    """Predicted latents, the newest latent and recent poses -> displacements [B, T, J, 3], and log sigma [B, T, J].
 
     A joint moves by a share of the way to each of a few places in the newest frame (`Pointers`), and freely. Temporal
     mixing by two layers over the tubelets, so that a trajectory is one piece.

@@ -107,8 +107,9 @@ def configure(config: model.ModelConfig, trial: Trial, tracks: Tracks) -> model.
     layers, width = tracks.pyramids.shape[1], tracks.pyramids.shape[3]
     if trial.source == "none":
         layers, width = 0, 0
-    changes = {"guide_mode": trial.mode, "guide_map": trial.layers, "guide_layers": layers, "guide_width": width}
-    predictor = dataclasses.replace(config.predictor, **changes)
+    predictor = dataclasses.replace(
+        config.predictor, guide_mode=trial.mode, guide_map=trial.layers, guide_layers=layers, guide_width=width
+    )
     return dataclasses.replace(config, predictor=predictor, sigma_scale=None)
 
 
@@ -269,7 +270,8 @@ def train_table(
 ) -> None:
     """Train every trial that is not there yet. lessons: gives those of an encoder ("shipped" or "random").
 
-    Several processes may work on one table: each takes the next trial that no other has. Raises run.Stopped, ValueError, CheckpointError.
+    Several processes may work on one table: each takes the next trial that no other has. Raises run.Stopped,
+    ValueError, CheckpointError.
     """
     known: dict[str, Lessons] = {}
     for trial in sorted(trials, key=lambda t: t.encoder != "shipped"):
