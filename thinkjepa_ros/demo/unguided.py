@@ -42,7 +42,7 @@ def forecasts(
 ) -> dict[int, np.ndarray]:
     """Positions [T, J, 3] by the stamp (ns, the run's clock) of their image, in its optical frame, metres.
 
-    bag, topic: what the run was made from. wanted: groups of stamps; the first is computed in any case, the others while
+    bag, topic: what the run was made from. wanted: groups of stamps; the first is always computed, the others while
     there is time. What does not lie on the first round of the recording or has a gap in its window is left out. Raises
     RecordingError.
     """
