@@ -38,7 +38,7 @@ def draw(figures: dict[str, Any], folder: Path) -> list[Path]:
     for inputs in inputs_of(figures):
         rows = {row["row"]: row for row in figures["rows"] if row["inputs"] == inputs}
         pictures: dict[str, tuple[Callable[..., bool], float]] = {
-            "bars": (_bars, 1.2 + 0.3 * len(rows)),
+            "bars": (_bars, max(2.4, 1.2 + 0.3 * len(rows))),
             "steps": (_steps, 5.0),
             "stale": (_stale, 4.4),
         }
@@ -106,7 +106,7 @@ def _steps(axes: Axes, figures: dict[str, Any], rows: dict[str, Any]) -> bool:
     axes.set_ylabel("mean error, cm (95 % interval)")
     axes.set_title("Error by time ahead")
     if drawn:
-        axes.legend(fontsize=10, frameon=False)
+        axes.legend(fontsize=10, frameon=False, loc="upper left")
     return drawn
 
 
@@ -130,5 +130,5 @@ def _stale(axes: Axes, figures: dict[str, Any], rows: dict[str, Any]) -> bool:
     axes.set_xlabel("age of the guidance, seconds")
     axes.set_ylabel(f"mean error over {horizon} steps, cm")
     axes.set_title("What an old thought is worth (ADE)")
-    axes.legend(fontsize=10, frameon=False)
+    axes.legend(fontsize=10, frameon=False, loc="lower right")
     return True
