@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,10 +60,8 @@ TRIALS = (
     Trial("oracle intent", 0, "oracle"),
     Trial("guided", 1),
     Trial("unguided", 1, "none"),
-    Trial("oracle intent", 1, "oracle"),
     Trial("guided", 2),
     Trial("unguided", 2, "none"),
-    Trial("oracle intent", 2, "oracle"),
     Trial("thinker only", 0, "states"),
     Trial("guided, prompt states only", streams=(True, False)),
     Trial("guided, generated states only", streams=(False, True)),
@@ -131,7 +130,7 @@ def train_trial(
     """
     folder = out / trial.folder
     describe = {**describe, "trial": dataclasses.asdict(trial), "steps": steps, "batch_size": batch_size, "lr": lr}
-    describe["trial"]["layers"] = list(trial.layers) if isinstance(trial.layers, tuple) else trial.layers
+    describe = json.loads(json.dumps(describe))  # as it will be read back: JSON has no tuples
     if (folder / checkpoints.MANIFEST).exists():
         kind = KIND if trial.source == "states" else model.KIND
         done = checkpoints.read_manifest(folder, kind).training.get("describe")

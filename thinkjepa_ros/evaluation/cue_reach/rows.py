@@ -6,6 +6,7 @@ readout finds. *Observed pose*: the true joints now (models) or of the dense win
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -170,10 +171,10 @@ def _solve(x: np.ndarray, targets: np.ndarray, penalty: float) -> np.ndarray:
 
 
 def shuffled(scene: Scene, seed: int = 0) -> np.ndarray:
-    """For every origin another one of the same group, of an episode in which something was told as well, int64 [N]."""
+    """For every origin another one of the same group, of another episode that told or did not tell alike, int64 [N]."""
     rng, other = np.random.default_rng(seed), np.arange(len(scene.truth.sample))
-    for group in range(len(GROUPS)):
-        chosen = np.flatnonzero((scene.truth.group == group) & scene.truth.told)
+    for group, told in itertools.product(range(len(GROUPS)), (True, False)):
+        chosen = np.flatnonzero((scene.truth.group == group) & (scene.truth.told == told))
         episodes = scene.truth.episode[chosen]
         for _ in range(100):  # until nobody has a thought about his own episode
             drawn = rng.permutation(chosen)
