@@ -12,6 +12,14 @@ Model = Annotated[Path, typer.Option(help="Checkpoint folder of the predictor.")
 ThinkerPath = Annotated[Path, typer.Option(help="Checkpoint folder of the thinker.")]
 Seed = Annotated[int, typer.Option(help="Random seed; the same seed gives the same result.")]
 Threads = Annotated[int, typer.Option(min=1, help="torch threads.")]
+Run = Annotated[Path, typer.Option(help="Work in progress: checkpoints and logs. The same folder resumes.")]
+Cache = Annotated[
+    Path | None, typer.Option(help="Folder of the latents and thoughts, made where missing. Default: RUN/cache.")
+]
+Device = Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1 …")]
+Dtype = Annotated[
+    str, typer.Option(help="In which the predictor computes: float32, bfloat16, or auto, which tries what is faster.")
+]
 
 
 def shipped(path: Path) -> Path:

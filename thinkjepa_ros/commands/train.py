@@ -7,12 +7,19 @@ from typing import Annotated
 
 import typer
 
-from .options import MINI, Seed, ThinkerPath, Threads, shipped
+from ..train import defaults
+from .options import MINI, Cache, Device, Dtype, Model, Run, Seed, ThinkerPath, Threads, shipped
+from .train_all import train_all
+from .train_cache import train_cache
+from .train_encoder import train_encoder
 
 train = typer.Typer(
     help="Train the parts. Every stage resumes after Ctrl-C or a kill: give the same command again.",
     no_args_is_help=True,
 )
+train.command("all")(train_all)
+train.command("encoder")(train_encoder)
+train.command("cache")(train_cache)
 
 
 @train.command("thinker")
@@ -21,13 +28,13 @@ def train_thinker(
         Path | None, typer.Argument(help="Folder with train/ (episodes of `thinkjepa data sim`). Not for --steps 0.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")] = MINI / "thinker",
-    run: Annotated[Path, typer.Option(help="Work in progress: checkpoints and logs. The same folder resumes.")] = Path(
-        "out/thinker"
-    ),
+    run: Run = Path("out/thinker"),
     steps: Annotated[
         int, typer.Option(min=0, help="0 writes the untrained mini, which says so wherever it is shown.")
-    ] = 1000,
-    see_steps: Annotated[int, typer.Option(min=1, help="Steps before them in which it learns to see lamps.")] = 700,
+    ] = defaults.THINKER_STEPS,
+    see_steps: Annotated[
+        int, typer.Option(min=1, help="Steps before them in which it learns to see lamps.")
+    ] = defaults.SEE_STEPS,
     batch_size: Annotated[int, typer.Option(min=2, help="Windows in a step.")] = 32,
     lr: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 1e-3,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first episodes.")] = None,
@@ -55,58 +62,29 @@ def train_thinker(
     )
 
 
-@train.command("all")
-def train_all(
-    data: Annotated[Path, typer.Argument(help="Folder with train/ (episodes of `thinkjepa data sim`).")],
-    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")] = MINI,
-    run: Annotated[
-        Path, typer.Option(help="Work in progress: checkpoints, logs, caches. The same folder resumes.")
-    ] = Path("out/train"),
-    thinker: ThinkerPath = MINI / "thinker",
-    encoder_steps: Annotated[int, typer.Option(min=1, help="Steps of stage `encoder`.")] = 2400,
-    forecast_steps: Annotated[int, typer.Option(min=1, help="Steps of stage `forecast`.")] = 900,
-    batch_size: Annotated[int, typer.Option(min=2, help="Pairs of frames in a step of stage `encoder`.")] = 32,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first episodes.")] = None,
-    seed: Seed = 0,
-    threads: Threads = 2,
-) -> None:
-    """Train the mini predictor: encoder and pose readout, then latents and thoughts, then guided predictor and motion
-    readout.
-    """
-    from ..train.mini import train_all as run_all
-
-    run_all(
-        data,
-        out,
-        run=run,
-        thinker=shipped(thinker),
-        encoder_steps=encoder_steps,
-        forecast_steps=forecast_steps,
-        batch_size=batch_size,
-        seed=seed,
-        threads=threads,
-        limit=limit,
-    )
-
-
 @train.command("forecast")
 def train_forecast(
-    data: Annotated[Path, typer.Argument(help="Folder with train/ (episodes of `thinkjepa data sim`).")],
+    data: Annotated[
+        Path, typer.Argument(help="Folder of episodes, or with train/ (episodes of `thinkjepa data sim`).")
+    ],
     init: Annotated[Path, typer.Option(help="Checkpoint folder whose encoder and pose readout are kept.")] = MINI,
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")] = Path("out/forecast"),
-    run: Annotated[
-        Path, typer.Option(help="Work in progress: checkpoints, logs, caches. The same folder resumes.")
-    ] = Path("out/train_forecast"),
+    run: Run = Path("out/train_forecast"),
     thinker: ThinkerPath = MINI / "thinker",
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 900,
+    cache: Cache = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = defaults.FORECAST_STEPS,
+    batch_size: Annotated[int, typer.Option(min=1, help="Forecast origins in a step.")] = defaults.FORECAST_BATCH,
+    lr: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = defaults.FORECAST_LR,
+    dtype: Dtype = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first episodes.")] = None,
     seed: Seed = 0,
     threads: Threads = 2,
+    device: Device = "cpu",
 ) -> None:
     """Train guided predictor and motion readout anew over a trained encoder, as for another thinker.
 
-    The second half of `train all`: latents and thoughts of every episode, then the predictor. A predictor understands
-    the thinker it was trained with and no other.
+    First latents and thoughts of every episode (as `train cache` makes them), then the predictor. A predictor
+    understands the thinker it was trained with and no other.
     """
     from ..train.mini import train_forecast as run_forecast
 
@@ -116,11 +94,67 @@ def train_forecast(
         init=shipped(init),
         run=run,
         thinker=shipped(thinker),
-        forecast_steps=steps,
+        latents=cache,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        dtype=dtype,
         seed=seed,
         threads=threads,
         limit=limit,
+        device=device,
     )
+
+
+@train.command("subgoal")
+def train_subgoal(
+    data: Annotated[Path, typer.Argument(help="Folder with train/ and val/ (episodes of `thinkjepa data sim`).")],
+    model: Model = MINI,
+    thinker: ThinkerPath = MINI / "thinker",
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")] = Path("out/subgoal"),
+    run: Run = Path("out/train_subgoal"),
+    cache: Cache = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = defaults.SUBGOAL_STEPS,
+    batch_size: Annotated[int, typer.Option(min=1, help="Thoughts in a step.")] = defaults.SUBGOAL_BATCH,
+    lr: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = defaults.SUBGOAL_LR,
+    horizon_s: Annotated[
+        float, typer.Option(min=0.1, help="Seconds from the newest frame of a thought to what should be seen.")
+    ] = defaults.SUBGOAL_HORIZON_S,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first training episodes.")] = None,
+    val_limit: Annotated[
+        int | None, typer.Option(min=1, help="Use only the first validation episodes.")
+    ] = defaults.VAL_EPISODES,
+    seed: Seed = 0,
+    threads: Threads = 2,
+    device: Device = "cpu",
+) -> None:
+    """Train the head that turns a thought into the latent that should be seen a while later (node parameter subgoal).
+
+    It ends with its error on val/, beside that of copying the latent of now, of the mean latent, and of the thoughts of
+    other episodes.
+    """
+    from ..train.distributed import group
+    from ..train.subgoal import train_subgoal as run_training
+
+    reading = run_training(
+        data,
+        out,
+        init=shipped(model),
+        run=run,
+        thinker=shipped(thinker),
+        latents=cache,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        horizon_s=horizon_s,
+        seed=seed,
+        threads=threads,
+        limit=limit,
+        val_limit=val_limit,
+        device=device,
+    )
+    if group().first:
+        print(f"{out}: {reading.sentence}")
 
 
 @train.command("pretrain")
@@ -129,9 +163,7 @@ def train_pretrain(
         Path, typer.Argument(help="Folder of episodes, or with train/ (episodes of `thinkjepa data sim`).")
     ],
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")] = Path("out/encoder"),
-    run: Annotated[Path, typer.Option(help="Work in progress: checkpoints and logs. The same folder resumes.")] = Path(
-        "out/pretrain"
-    ),
+    run: Run = Path("out/pretrain"),
     recipe: Annotated[
         str, typer.Option(help="masked (V-JEPA 2), dense (V-JEPA 2.1) or end-to-end (SIGReg).")
     ] = "masked",
@@ -154,7 +186,7 @@ def train_pretrain(
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first episodes.")] = None,
     seed: Seed = 0,
     threads: Threads = 2,
-    device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Pretrain a clip encoder without labels by predicting hidden parts of clips; see docs/pretraining.md."""
     from ..train.pretrain import pretrain, recipe_of

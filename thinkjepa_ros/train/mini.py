@@ -1,8 +1,6 @@
-"""The recipe of the shipped mini: `thinkjepa train all DATA --out models/mini`.
+"""The recipe of the shipped mini: what it is, and the stages `cache` and `forecast` around it.
 
-Stage `encoder` on single frames, then the latents and thoughts of every episode, then stage `forecast`. One command,
-resumable at any
-point, about as long as the figures in `model.json` say.
+`stages` puts them in a row with those of the encoder and the thinker.
 """
 
 from __future__ import annotations
@@ -17,16 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoints import WEIGHTS, CheckpointError, sha256_of
+from ..checkpoints import WEIGHTS, CheckpointError, Manifest, sha256_of, write_atomically
 from ..data.episode import JOINT_NAMES, Episode
-from ..jepa import model
+from ..jepa import model, precision
 from ..jepa.encoder import EncoderConfig
 from ..jepa.predictor import PredictorConfig
 from ..thinker.qwen import Thinker
 from ..values import Camera, Frame, Guidance
 from ..version import __version__
-from . import clips, encoder, forecast, latents
+from . import cache, clips, defaults, distributed, forecast
 from .run import threads as use_threads
+from .tracks import Tracks
 
 MODEL_ID = f"thinkjepa-mini-{__version__}"
 DOMAIN = "simulation"
@@ -77,51 +76,47 @@ def thinker_over(thinker: Thinker) -> Callable[[Episode], list[Guidance]]:
     return think
 
 
-def train_all(
+def cache_maker(net: model.ForecastNet, mind: Thinker, thinker: Path) -> cache.Maker:
+    """What fills the cache of stage `forecast`. thinker: the folder that `mind` was loaded from."""
+    rhythm = f"every {THINK_EVERY_S} s from {FIRST_THOUGHT_S} s, at most {MAX_NEW_TOKENS} tokens"
+    return cache.Maker(net, thinker_over(mind), f"{mind.model_id} {sha256_of(Path(thinker) / WEIGHTS)} {rhythm}")
+
+
+def folder_of(data: Path) -> Path:
+    """The episodes to learn from: DATA/train, or DATA itself where it has no such folder."""
+    return data / "train" if (data / "train").is_dir() else data
+
+
+def fill_cache(
     data: Path,
     out: Path,
     *,
-    run: Path,
+    init: Path,
     thinker: Path,
-    encoder_steps: int = 2400,
-    forecast_steps: int = 900,
-    batch_size: int = 32,
-    seed: int = 0,
-    threads: int = 2,
+    rank: int = 0,
+    world: int = 1,
     limit: int | None = None,
-) -> None:
-    """Train the mini on the episodes in `data` (folder train/) and write it to `out`. Work in progress lives in `run`.
+    threads: int = 2,
+    device: str = "cpu",
+) -> tuple[int, int]:
+    """`thinkjepa train cache`: the shards of every world-th episode of `data`, from number `rank` on.
 
-    The same command after a kill or Ctrl-C goes on where it was. Raises run.Stopped, EpisodeError, ThinkerError,
-    CheckpointError.
+    init: checkpoint folder whose encoder and pose readout are used. Returns how many were made, and of how many.
+    Raises EpisodeError, ThinkerError, CheckpointError, CacheError.
     """
+    where = model.torch_device(device)
     use_threads(threads)
-    mind = Thinker.load(thinker)
-    net = _fresh(len(mind.layers), mind.width, seed)
-    episodes, common = _lessons(data / "train", limit, net, seed)
-    net.train()
-    first = encoder.train(
-        episodes,
-        net,
-        run / "encoder",
-        steps=encoder_steps,
-        batch_size=batch_size,
-        lr=1e-3,
-        seed=seed,
-        describe={**common, "steps": encoder_steps, "batch_size": batch_size},
-    )
-    training: dict[str, Any] = {
-        "command": "thinkjepa train all",
-        "encoder_steps": encoder_steps,
-        "encoder_seconds": round(first.seconds),
-        "encoder_cpu_seconds": round(first.cpu_seconds),
-        "batch_size": batch_size,
-    }
-    describe = {**common, "encoder_steps": encoder_steps}
-    training |= _forecast_stage(net, episodes, mind, thinker, run, forecast_steps, seed, describe)
-    model.save(
-        out, net, MODEL_ID, trained=True, domain=DOMAIN, training={**training, "threads": threads}, licence=LICENCE
-    )
+    net = model.load(init)[0].to(where).eval().requires_grad_(False)
+    maker = cache_maker(net, Thinker.load(thinker, device), thinker)
+    episodes = clips.load_folder(folder_of(data), limit)
+    return cache.fill(episodes, maker, out, rank=rank, world=world), len(episodes[rank::world])
+
+
+def cached(episodes: list[Episode], maker: cache.Maker, folder: Path, processes: distributed.Group) -> Tracks:
+    """The tracks of all episodes, by way of the cache in `folder`: each process makes its part of what is missing."""
+    cache.fill(episodes, maker, folder, rank=processes.rank, world=processes.world)
+    processes.wait()
+    return Tracks.of(episodes, cache.load(episodes, folder, maker.made_by))
 
 
 def train_forecast(
@@ -131,107 +126,112 @@ def train_forecast(
     init: Path,
     run: Path,
     thinker: Path,
-    forecast_steps: int = 900,
+    latents: Path | None = None,
+    steps: int = defaults.FORECAST_STEPS,
+    batch_size: int = defaults.FORECAST_BATCH,
+    lr: float = defaults.FORECAST_LR,
+    dtype: str = "auto",
     seed: int = 0,
     threads: int = 2,
     limit: int | None = None,
+    device: str = "cpu",
+    command: str = "thinkjepa train forecast",
 ) -> None:
-    """The second half of `train_all` alone: guided predictor and motion readout, over the encoder of the model `init`.
+    """Guided predictor and motion readout, from scratch, over the encoder and pose readout of the model `init`.
 
-    For another thinker: its states mean nothing to a predictor that was trained with a different one. With the encoder
-    that `train_all` makes the result is the same as with `train_all`. Raises as it does.
+    A predictor understands the thinker it was trained with and no other. latents: folder of the cache, made where it is
+    missing; default `run`/cache. Under torchrun all processes fill it. Raises run.Stopped, EpisodeError, ThinkerError,
+    CheckpointError, CacheError, ValueError.
     """
+    where = model.torch_device(device)
     use_threads(threads)
-    mind = Thinker.load(thinker)
+    processes = distributed.group()  # chooses the GPU, too
+    mind = Thinker.load(thinker, device)
+    net, manifest = _over(init, len(mind.layers), mind.width, seed)
+    net.to(where).eval().requires_grad_(False)
+    source = folder_of(data)
+    episodes = clips.load_folder(source, limit)
+    began = time.monotonic()
+    maker = cache_maker(net, mind, thinker)
+    tracks = cached(episodes, maker, latents or run / "cache", processes)
+    cache_s = time.monotonic() - began
+    net.predictor.requires_grad_(True)
+    net.motion.requires_grad_(True)
+    record: dict[str, Any] = {
+        "seed": seed, "episodes": len(episodes), "data_sha256": clips.data_hash(source, limit),
+        "forecast_steps": steps, "forecast_batch_size": batch_size, "forecast_lr": lr,
+    }  # fmt: skip
+    chosen = settled_dtype(dtype, where, net.config.predictor.width, run / "forecast" / "dtype", processes)
+    done = forecast.train(
+        tracks,
+        net,
+        run / "forecast",
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed + 1,
+        describe={**record, "config": net.config.as_dict(), "cache": maker.made_by},
+        dtype=chosen,
+    )
+    if processes.first:
+        kept = {k: v for k, v in manifest.training.items() if k.startswith("encoder_") or k == "batch_size"}
+        training = {
+            **kept,
+            **record,
+            "command": command,
+            "init": f"{manifest.model_id} {manifest.sha256[WEIGHTS][:8]}",
+            "version": __version__,
+            "cache_seconds": round(cache_s),
+            "forecast_dtype": chosen,
+            "forecast_seconds": round(done.seconds),
+            "forecast_cpu_seconds": round(done.cpu_seconds),
+            "thinker": mind.model_id,
+            "mean_pose": mean_pose(tracks).round(5).tolist(),
+            "torch": torch.__version__,
+            "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+            "threads": threads,
+            "processes": processes.world,
+            "device": device,
+        }
+        model.save(out, net.cpu(), MODEL_ID, trained=True, domain=DOMAIN, training=training, licence=LICENCE)
+    processes.wait()
+
+
+def settled_dtype(
+    want: str, device: torch.device, width: int, file: Path, processes: distributed.Group = distributed.ALONE
+) -> str:
+    """The type to train in, one for all processes. "auto" times the machine, which may come out differently when the
+    run goes on after a stop: so the first answer is written to `file` and holds.
+    """
+    if want != "auto":
+        return want
+    known = file.read_text().strip() if file.exists() else ""
+    if known not in precision.WANTED or known == "auto":
+        known = precision.choose(device, want, width).name
+    known = str(processes.gather(known)[0])
+    if processes.first:
+        write_atomically(file, known.encode())
+    processes.wait()
+    return known
+
+
+def _over(init: Path, guide_layers: int, guide_width: int, seed: int) -> tuple[model.ForecastNet, Manifest]:
+    """A fresh mini with the encoder and the pose readout of the model `init`, whose manifest goes with it."""
     known, manifest = model.load(init)
-    net = _fresh(len(mind.layers), mind.width, seed)
+    torch.manual_seed(seed)
+    net = model.ForecastNet(configuration(guide_layers, guide_width))
     for part in ("encoder", "pose"):
         try:
             getattr(net, part).load_state_dict(getattr(known, part).state_dict())
         except RuntimeError as error:
             raise CheckpointError(f"{init}: its {part} is not of the mini's shape ({error}).") from None
-    episodes, common = _lessons(data / "train", limit, net, seed)
-    describe = {**common, "init": manifest.sha256[WEIGHTS]}
-    training = {k: v for k, v in manifest.training.items() if k.startswith("encoder_") or k == "batch_size"}
-    training |= {"command": "thinkjepa train forecast", "init": f"{manifest.model_id} {manifest.sha256[WEIGHTS][:8]}"}
-    training |= _forecast_stage(net, episodes, mind, thinker, run, forecast_steps, seed, describe)
-    model.save(
-        out, net, MODEL_ID, trained=True, domain=DOMAIN, training={**training, "threads": threads}, licence=LICENCE
-    )
+    return net, manifest
 
 
-def _fresh(guide_layers: int, guide_width: int, seed: int) -> model.ForecastNet:
-    torch.manual_seed(seed)
-    return model.ForecastNet(configuration(guide_layers, guide_width))
-
-
-def _lessons(
-    folder: Path, limit: int | None, net: model.ForecastNet, seed: int
-) -> tuple[list[Episode], dict[str, Any]]:
-    """The episodes to learn from, and what tells a run on them from any other."""
-    episodes = clips.load_folder(folder, limit)
-    data = clips.data_hash(folder, limit)
-    return episodes, {"seed": seed, "episodes": len(episodes), "data": data, "config": net.config.as_dict()}
-
-
-def _forecast_stage(
-    net: model.ForecastNet,
-    episodes: list[Episode],
-    mind: Thinker,
-    thinker: Path,
-    run: Path,
-    steps: int,
-    seed: int,
-    describe: dict[str, Any],
-) -> dict[str, Any]:
-    """Latents and thoughts of all episodes, then the guided predictor and the motion readout. Returns the record."""
-    began = time.monotonic()
-    net.eval().requires_grad_(False)
-    tracks = latents.build(
-        episodes,
-        net,
-        run / "latents",
-        thinker_over(mind),
-        f"{mind.model_id} {sha256_of(Path(thinker) / WEIGHTS)}",
-    )
-    cache_s = time.monotonic() - began
-    net.predictor.requires_grad_(True)
-    net.motion.requires_grad_(True)
-    second = forecast.train(
-        tracks,
-        net,
-        run / "forecast",
-        steps=steps,
-        batch_size=48,
-        lr=1e-3,
-        seed=seed + 1,
-        describe={**describe, "steps": steps, "thinker": mind.model_id},
-    )
-    return {
-        "version": __version__,
-        "seed": seed,
-        "episodes": len(episodes),
-        "data_sha256": describe["data"],
-        "cache_seconds": round(cache_s),
-        "forecast_steps": steps,
-        "forecast_seconds": round(second.seconds),
-        "forecast_cpu_seconds": round(second.cpu_seconds),
-        "torch": torch.__version__,
-        "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        "thinker": mind.model_id,
-        "mean_pose": mean_pose(tracks).round(5).tolist(),
-    }
-
-
-def mean_pose(tracks: list[latents.Track]) -> np.ndarray:
+def mean_pose(tracks: Tracks) -> np.ndarray:
     """Mean of the true joints in the camera frame over the training data, float64 [J, 3]: the baseline of the
     present.
     """
-    total, count = 0.0, 0.0
-    for track in tracks:
-        turn, place = track.camera_pose[:, :3, :3], track.camera_pose[:, None, :3, 3]
-        points = np.einsum("gkj,gjl->gkl", track.joints - place, turn)
-        known = np.isfinite(points).all(-1, keepdims=True)
-        total = total + np.where(known, points, 0).sum(0)
-        count = count + known.sum(0)
-    return np.asarray(total / np.maximum(count, 1))
+    points = torch.einsum("gkj,gjl->gkl", tracks.joints - tracks.place[:, None], tracks.rotation).double()
+    known = points.isfinite().all(-1, keepdim=True)
+    return np.asarray(torch.where(known, points, 0.0).sum(0) / known.sum(0).clamp(min=1))

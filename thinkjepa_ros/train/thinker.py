@@ -1,7 +1,8 @@
 """Stage `thinker`: the mini Qwen3-VL, from scratch, on windows of cue-reach (`data.told`), in two steps.
 
 `see`: the vision tower alone, on pairs of frames around lit lamps. `answer`: everything, first on short windows, then
-on those of the live thinker. Both resume after a stop.
+on those of the live thinker. Both resume after a stop. Under torchrun every process computes the whole batch: the mini
+is too small for sharing it to be worth anything.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ..data.told import Sample, draw, shares
 from ..thinker import tiny
 from ..version import __version__
 from .clips import data_hash, load_folder
+from .distributed import group
 from .pupil import Batch, Pupil, Seen
 from .run import Run
 from .run import threads as use_threads
@@ -107,7 +109,7 @@ def _fit(
     try:
         for _ in run.steps(title):
             out = pupil(next(ready))
-            norm = run.update(out["loss"])
+            norm = run.update(out["loss"] / run.group.world)
             run.note(norm=norm, **{k: float(v.detach()) for k, v in out.items() if v.ndim == 0 and bool(v.isfinite())})
     finally:
         ready.close()  # type: ignore[attr-defined]
@@ -169,12 +171,17 @@ def train(
             f"training for {steps} steps needs episodes: thinkjepa train thinker DATA (see docs/cue_reach.md)"
         )
     use_threads(threads)
+    processes = group()
     began = time.monotonic()
     folder = run / "tokenizer"
-    ids = tiny.write_tokenizer(folder)
+    if processes.first:
+        tiny.write_tokenizer(folder)
+    processes.wait()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ids: dict[str, Any] = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.get_added_vocab()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pupil = Pupil(tiny.model(ids, seed), AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        pupil = Pupil(tiny.model(ids, seed), tokenizer)
     pupil.requires_grad_(True)
     source = data / "train"
     episodes = load_folder(source, limit)
@@ -194,5 +201,7 @@ def train(
         "torch": torch.__version__,
         "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {threads} threads",
     }
-    tiny.write_tokenizer(out)
-    tiny.save(out, pupil.model, trained=True, domain="simulation", training=training)
+    if processes.first:
+        tiny.write_tokenizer(out)
+        tiny.save(out, pupil.model, trained=True, domain="simulation", training=training)
+    processes.wait()
