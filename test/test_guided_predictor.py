@@ -349,7 +349,9 @@ def test_own_predictor_lets_every_sample_see_its_own_guidance_only(mode: str) ->
 
 
 def test_own_predictor_equals_one_masked_attention_over_all_tokens() -> None:
-    """The two-stream layout is the plain block with a mask that hides queries from the context."""
+    """The two-stream layout is the plain block with a mask that hides queries from the context; what comes out is the
+    change from the newest frame.
+    """
     p = own(guide_layers=0)
     past, now = torch.randn(1, 2, 4, 12), torch.randn(1, 16, 12)
     x = torch.cat((p.embed(torch.cat((past.flatten(1, 2), now), 1)), p.query.expand(1, 8, -1)), 1)
@@ -363,7 +365,7 @@ def test_own_predictor_equals_one_masked_attention_over_all_tokens() -> None:
         )
         x = x + b.proj(y.transpose(1, 2).reshape(1, 32, 24))
         x = x + b.fc2(torch.nn.functional.gelu(b.fc1(b.norm2(x))))
-    wanted = p.out(p.norm(x[:, 24:])).view(1, 2, 4, 12)
+    wanted = p.pool(now)[:, None] + p.out(p.norm(x[:, 24:])).view(1, 2, 4, 12)
     torch.testing.assert_close(p(past, now), wanted, atol=1e-5, rtol=1e-5)
 
 

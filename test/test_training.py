@@ -1,4 +1,4 @@
-"""Training: resumable to the bit, never fed the future, gauges that notice a collapse."""
+"""Training: resumable to the bit, stage by stage and as a whole."""
 
 import signal
 import subprocess
@@ -10,44 +10,31 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from training_kit import CAMERA, simulate, small_net
 
-from thinkjepa_ros.data.episode import JOINT_NAMES, Episode
+from thinkjepa_ros.checkpoints import CheckpointError
+from thinkjepa_ros.data.episode import Episode, EpisodeError
 from thinkjepa_ros.jepa import model
-from thinkjepa_ros.jepa.encoder import EncoderConfig
-from thinkjepa_ros.jepa.predictor import PredictorConfig
-from thinkjepa_ros.train import clips, encoder, forecast, latents
-from thinkjepa_ros.train.mini import canonical_camera, configuration, mean_pose
+from thinkjepa_ros.thinker import subgoal, tiny
+from thinkjepa_ros.thinker.errors import ThinkerError
+from thinkjepa_ros.thinker.qwen import Thinker
+from thinkjepa_ros.train import clips, encoder
+from thinkjepa_ros.train.mini import canonical_camera, configuration, train_forecast, untrained
 from thinkjepa_ros.train.run import Run, Stopped, schedule
-
-CAMERA = canonical_camera(64)
+from thinkjepa_ros.train.stages import train_all
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three short simulated episodes at 10 Hz."""
-    from thinkjepa_ros.data.sim.generate import main
-
-    out = tmp_path_factory.mktemp("data") / "train"
-    assert main(out, episodes=3, split="lamp", size="64", workers=1, rate_hz=10.0, quiet=True) == 0
-    return out
+    """data/train with three short episodes, and data/val with two."""
+    data = tmp_path_factory.mktemp("data")
+    simulate(data / "val", 2, 1_000_000)
+    return simulate(data / "train", 3)
 
 
 @pytest.fixture(scope="module")
 def episodes(folder: Path) -> list[Episode]:
     return clips.load_folder(folder)
-
-
-def small_net() -> model.ForecastNet:
-    torch.manual_seed(0)
-    predictor = PredictorConfig(
-        context=4, tubelets=3, tubelet_steps=2, width=24, depth=1, heads=2, guide_layers=2, guide_width=6
-    )
-    config = EncoderConfig(image_size=64, width=24, depth=1, heads=2)
-    return model.ForecastNet(model.ModelConfig(config, predictor, JOINT_NAMES, CAMERA))
-
-
-def tracks_of(episodes: list[Episode], net: model.ForecastNet, folder: Path) -> list[latents.Track]:
-    return latents.build(episodes, net.eval(), folder)
 
 
 def train_encoder(episodes: list[Episode], net: model.ForecastNet, folder: Path, steps: int = 6) -> Run:
@@ -170,75 +157,78 @@ def test_grid_takes_the_nearest_frame_of_an_uneven_camera() -> None:
     assert clips.Grid.of(stamps, 100, 60).index.tolist() == [1, 2, 3, 4, 4]
 
 
-def test_latents_are_cached_checked_and_remade_when_the_encoder_changes(
-    episodes: list[Episode], tmp_path: Path
+def all_stages(data: Path, folder: Path, thinker: Path | None = None, encoder_steps: int = 1) -> None:
+    """`train all` with a step of each stage."""
+    steps = {"see_steps": 1, "thinker_steps": 1, "forecast_steps": 2, "subgoal_steps": 2}
+    train_all(
+        data, folder / "model", run=folder / "run", mind=thinker, encoder_steps=encoder_steps, encoder_batch=2,
+        forecast_batch=4, threads=1, limit=1, val_limit=2, dtype="float32", **steps,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def everything(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `train all` leaves, and the folder of its work."""
+    out = tmp_path_factory.mktemp("all")
+    all_stages(folder.parent, out)
+    return out
+
+
+def test_all_leaves_a_predictor_its_thinker_and_a_sub_goal_head_that_fit(everything: Path) -> None:
+    net, manifest = model.load(everything / "model")
+    mind = Thinker.load(everything / "model" / "thinker", subgoal=everything / "model" / "thinker" / "subgoal")
+    assert manifest.trained and mind.trained and net.config.horizon == 32
+    assert (net.config.predictor.guide_layers, net.config.predictor.guide_width) == (len(mind.layers), mind.width)
+    record = manifest.training
+    assert record["command"] == "thinkjepa train all" and record["thinker"] == mind.model_id
+    assert (record["encoder_steps"], record["forecast_steps"], record["episodes"]) == (1, 2, 1)
+    assert np.array(record["mean_pose"]).shape == (24, 3)
+    head, about = subgoal.load(everything / "model" / "thinker" / "subgoal")
+    assert head.config.space == manifest.model_id and about.trained
+    assert about.training["reading"]["episodes"] == 2, "those of data/val"
+    first, _ = model.load(everything / "run" / "encoder_model")
+    for part in ("encoder", "pose"):
+        kept = getattr(first, part).state_dict()
+        assert all(torch.equal(kept[name], tensor) for name, tensor in getattr(net, part).state_dict().items())
+
+
+def test_what_is_done_is_not_done_again(
+    folder: Path, everything: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = small_net().eval()
-    first = tracks_of(episodes[:1], net, tmp_path)[0]
-    path = next(tmp_path.glob("*.safetensors"))
-    made = path.stat().st_mtime_ns
-    assert torch.equal(tracks_of(episodes[:1], net, tmp_path)[0].full, first.full)
-    assert path.stat().st_mtime_ns == made
-    path.write_bytes(path.read_bytes()[:-100])
-    assert torch.equal(tracks_of(episodes[:1], net, tmp_path)[0].full, first.full)
-    with torch.no_grad():
-        net.encoder.norm.weight.mul_(2)
-    assert not torch.equal(tracks_of(episodes[:1], net, tmp_path)[0].full, first.full)
+    before = {p: p.read_bytes() for p in (everything / "model").rglob("*.safetensors")}
+    assert len(before) == 3
+
+    def update(run: Run, loss: torch.Tensor) -> float:
+        raise AssertionError("a stage was trained again")
+
+    monkeypatch.setattr(Run, "update", update)
+    monkeypatch.setattr("thinkjepa_ros.train.cache.Maker.make", update)
+    all_stages(folder.parent, everything)
+    assert {p: p.read_bytes() for p in (everything / "model").rglob("*.safetensors")} == before
 
 
-def test_targets_are_the_true_future_in_the_camera_of_now(episodes: list[Episode], tmp_path: Path) -> None:
-    net = small_net().eval()
-    track = tracks_of(episodes[:1], net, tmp_path)[0]
-    b = forecast.batch([track], net, 16, np.random.default_rng(0))
-    horizon, context = net.config.horizon, net.config.predictor.context
-    assert b.target.shape == (16, horizon, len(JOINT_NAMES), 3)
-    matched = 0
-    for row in range(16):
-        for now in range(context - 1, len(track.stamps_ns) - 1):
-            if torch.allclose(b.now[row], track.full[now].float()):
-                known = min(horizon, len(track.stamps_ns) - 1 - now)
-                truth = track.joints_seen_from(now, slice(now + 1, now + 1 + known))
-                assert np.allclose(b.poses[row, -1].numpy() + b.target[row, :known].numpy(), truth, atol=1e-5)
-                assert b.target[row, known:].isnan().all()
-                assert int(b.latent_known[row].sum()) == known // net.config.predictor.tubelet_steps
-                matched += 1
-    assert matched == 16
+def test_a_thinker_that_is_given_is_used_and_none_is_trained(folder: Path, everything: Path, tmp_path: Path) -> None:
+    given = everything / "model" / "thinker"
+    all_stages(folder.parent, tmp_path, thinker=given)
+    assert not (tmp_path / "run" / "thinker").exists() and not (tmp_path / "model" / "thinker" / "config.json").exists()
+    mine, theirs = (model.load(place / "model")[0].state_dict() for place in (tmp_path, everything))
+    assert all(torch.equal(mine[name], tensor) for name, tensor in theirs.items()), "the same thinker, the same result"
 
 
-def test_thoughts_of_the_future_are_never_used(episodes: list[Episode], tmp_path: Path) -> None:
-    net = small_net().eval()
-    track = tracks_of(episodes[:1], net, tmp_path)[0]
-    stamps = track.stamps_ns
-    late = latents.Track(**{**vars(track), "thought_ns": stamps[10:11], "pyramids": torch.ones(1, 2, 2, 6)})
-    rng = np.random.default_rng(0)
-    for now in range(len(stamps)):
-        _, weight = forecast._guidance(late, now, net, rng)
-        if stamps[now] - stamps[10] < 200_000_000:
-            assert weight == 0
-    assert any(forecast._guidance(late, len(stamps) - 1, net, rng)[1] > 0 for _ in range(20))
-
-
-def test_losses_teach_every_trainable_part(episodes: list[Episode], tmp_path: Path) -> None:
-    net = small_net().eval()
-    track = tracks_of(episodes[:1], net, tmp_path)[0]
-    thoughtful = latents.Track(
-        **{**vars(track), "thought_ns": track.stamps_ns[:1], "pyramids": torch.randn(1, 2, 2, 6)}
-    )
-    part = forecast.Future(net)
-    assert net.predictor.film is not None
-    torch.nn.init.constant_(net.predictor.film.gate, 0.1)
-    loss, notes = forecast.losses(net, forecast.batch([thoughtful], net, 8, np.random.default_rng(0)))
-    loss.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
-    assert set(notes) == {"ade_cm", "over_hold", "prediction_over_copy"}
-    assert mean_pose([track]).shape == (24, 3)
+def test_what_is_missing_is_said_before_the_first_stage(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EpisodeError, match="has no folder train/; make it with `thinkjepa data sim"):
+        all_stages(tmp_path, tmp_path)
+    with pytest.raises(ThinkerError):
+        all_stages(folder.parent, tmp_path, thinker=tmp_path / "nobody")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_the_command_trains_stops_on_sigterm_and_resumes(folder: Path, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "thinkjepa_ros.cli", "train", "all", str(folder.parent), "--out", str(tmp_path / "m"),
-        "--run", str(tmp_path / "run"), "--encoder-steps", "300", "--forecast-steps", "3", "--batch-size", "2",
+        "--run", str(tmp_path / "run"), "--encoder-steps", "300", "--forecast-steps", "3", "--encoder-batch", "2",
+        "--see-steps", "1", "--thinker-steps", "1", "--subgoal-steps", "2", "--val-limit", "2",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -251,17 +241,16 @@ def test_the_command_trains_stops_on_sigterm_and_resumes(folder: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     net, manifest = model.load(tmp_path / "m")
     assert manifest.trained and manifest.training["encoder_steps"] == 300 and net.config.horizon == 32
+    assert net.config.sigma_scale is not None, "calibrated on val/"
+    assert "copying the latent of now" in done.stdout
 
 
 def test_the_second_half_alone_keeps_the_encoder_and_names_its_thinker(folder: Path, tmp_path: Path) -> None:
-    from thinkjepa_ros.thinker import tiny
-    from thinkjepa_ros.train.mini import train_forecast, untrained
-
     thinker = tiny.build(tmp_path / "thinker")
     untrained(tmp_path / "init", seed=4)
     train_forecast(
         folder.parent, tmp_path / "out", init=tmp_path / "init", run=tmp_path / "run", thinker=thinker,
-        forecast_steps=2, threads=1, limit=1,
+        steps=2, batch_size=4, dtype="float32", threads=1, limit=1,
     )  # fmt: skip
     before, after = model.load(tmp_path / "init")[0].state_dict(), model.load(tmp_path / "out")[0].state_dict()
     manifest = model.load(tmp_path / "out")[1]
@@ -272,14 +261,10 @@ def test_the_second_half_alone_keeps_the_encoder_and_names_its_thinker(folder: P
 
 
 def test_an_encoder_of_another_shape_cannot_be_kept(folder: Path, tmp_path: Path) -> None:
-    from thinkjepa_ros.checkpoints import CheckpointError
-    from thinkjepa_ros.thinker import tiny
-    from thinkjepa_ros.train.mini import train_forecast
-
     model.save(tmp_path / "small", small_net(), "small", trained=False, domain="none")
     with pytest.raises(CheckpointError, match="encoder is not of the mini's shape"):
         train_forecast(
             folder.parent, tmp_path / "out", init=tmp_path / "small", run=tmp_path / "run",
-            thinker=tiny.build(tmp_path / "thinker"), forecast_steps=1, threads=1,
+            thinker=tiny.build(tmp_path / "thinker"), steps=1, threads=1,
         )  # fmt: skip
     assert not (tmp_path / "out").exists()
