@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from .evaluate_cue_reach import evaluate_cue_reach
 from .options import MINI, Model, ThinkerPath, shipped
 
 evaluate = typer.Typer(help="Find out what a model is worth, beside baselines.", no_args_is_help=True)
+evaluate.command("cue-reach")(evaluate_cue_reach)
 
 
 @evaluate.command("forecast")

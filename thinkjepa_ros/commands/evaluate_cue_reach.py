@@ -15,7 +15,10 @@ def evaluate_cue_reach(
     data: Annotated[
         Path, typer.Argument(help="Folder of test episodes (split mixed, seeds from 2000000), 500 or more.")
     ],
-    train: Annotated[Path, typer.Option(help="Training episodes: mean displacement and ridge are fitted on them.")],
+    train: Annotated[
+        Path | None,
+        typer.Option(help="Training episodes, on which mean displacement and ridge are fitted; else left out."),
+    ] = None,
     model: Model = MINI,
     thinker: ThinkerPath = MINI / "thinker",
     table: Annotated[

@@ -33,10 +33,12 @@ _CONSOLE = Console()
 
 @dataclass(frozen=True)
 class Sources:
-    """Where everything lies. train: the episodes that the rows "mean displacement" and "ridge" are fitted on."""
+    """Where everything lies. train: the episodes that the rows "mean displacement" and "ridge" are fitted on; None
+    leaves them out.
+    """
 
     test: Path
-    train: Path
+    train: Path | None
     model: Path
     thinker: Path
     table: Path
@@ -98,7 +100,8 @@ class Bench:
     def predictions(self) -> Iterator[Prediction]:
         """All rows, one after the other."""
         yield from rows.simple(self.scene)
-        yield from self._fitted()
+        if self.sources.train is not None:
+            yield from self._fitted(self.sources.train)
         main = self.scene.group("wait")
         for seed, net, _ in self.trained("unguided"):
             yield from rows.forecasts(self.scene, net, "unguided", seed, rows.nobody)
@@ -119,8 +122,8 @@ class Bench:
                 seen.add(trial.name)
                 yield from self._ablation(trial.name)
 
-    def _fitted(self) -> Iterator[Prediction]:
-        episodes = clips.load_folder(self.sources.train)
+    def _fitted(self, folder: Path) -> Iterator[Prediction]:
+        episodes = clips.load_folder(folder)
         tracks = self._tracks(self.net, episodes, "train")
         chosen = origins.choose(episodes, tracks, self.scene.context, self.net.config.step_s)
         yield from rows.fitted(self.scene, tracks, *chosen)

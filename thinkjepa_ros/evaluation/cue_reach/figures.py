@@ -52,6 +52,8 @@ def draw(figures: dict[str, Any], folder: Path) -> list[Path]:
             axes.set_axisbelow(True)
             picture.suptitle(f"{axes.get_title()}\n{inputs}, told, reach not begun, moving hand", fontsize=11)
             axes.set_title("")
+            if axes.get_legend_handles_labels()[0]:
+                picture.legend(loc="outside lower center", ncols=3, fontsize=10, frameon=False)
             path = folder / f"{name}_{inputs.replace(' ', '_')}.png"
             with replacing(path) as part:
                 picture.savefig(part, format="png", dpi=_DPI)
@@ -105,8 +107,6 @@ def _steps(axes: Axes, figures: dict[str, Any], rows: dict[str, Any]) -> bool:
     axes.set_xlabel("seconds ahead")
     axes.set_ylabel("mean error, cm (95 % interval)")
     axes.set_title("Error by time ahead")
-    if drawn:
-        axes.legend(fontsize=10, frameon=False, loc="upper left")
     return drawn
 
 
@@ -120,15 +120,13 @@ def _stale(axes: Axes, figures: dict[str, Any], rows: dict[str, Any]) -> bool:
     seconds = [age for age, _ in known]
     axes.errorbar(seconds, mean, yerr=[[m - x for m, x in zip(mean, low, strict=True)],
                                        [x - m for m, x in zip(mean, high, strict=True)]],
-                  color=COLOURS["guided"], marker="o", capsize=3, linewidth=2, label="stale guidance")  # fmt: skip
+                  color=EXTRA[0], marker="o", capsize=3, linewidth=2, label="stale guidance")  # fmt: skip
     for name in ("guided", "unguided"):
         if value := _ade(rows.get(name), horizon):
-            colour = COLOURS["oracle intent"] if name == "guided" else COLOURS[name]
-            axes.axhline(value[0], color=colour, linewidth=1.4, linestyle="--")
-            axes.axhspan(value[1], value[2], color=colour, alpha=0.12, linewidth=0, label=name)
+            axes.axhline(value[0], color=COLOURS[name], linewidth=1.4, linestyle="--", label=name)
+            axes.axhspan(value[1], value[2], color=COLOURS[name], alpha=0.12, linewidth=0)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("age of the guidance, seconds")
     axes.set_ylabel(f"mean error over {horizon} steps, cm")
     axes.set_title("What an old thought is worth (ADE)")
-    axes.legend(fontsize=10, frameon=False, loc="lower right")
     return True
