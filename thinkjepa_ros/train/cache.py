@@ -51,11 +51,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class Maker:
-    """What fills a cache: the frozen half of a network, and a thinker (None: no thoughts)."""
+    """What fills a cache: the frozen half of a network, and a thinker (None: no thoughts).
+
+    thoughts: another cache, folder and `made_by`, from which the thoughts are taken instead: those over a second
+    encoder are the same.
+    """
 
     net: ForecastNet
     think: Think | None = None
     think_id: str = ""  #: what tells this thinker and its rhythm from any other
+    thoughts: tuple[Path, str] | None = None
 
     def __post_init__(self) -> None:
         if self.net.config.frames_per_latent != 1 or self.net.config.clip:
@@ -68,6 +73,7 @@ class Maker:
         """Short hash of everything that decides the numbers, but for the episode."""
         c = self.net.config
         seen = f"{c.encoder} {c.camera} {c.step_s} {c.predictor.pooled} {c.joint_names} {self.think_id}"
+        seen += f" thoughts of {self.thoughts[1]}" if self.thoughts else ""
         return fingerprint(self.net.encoder, self.net.pose, extra=seen)
 
     def make(self, episode: Episode) -> Shard:
@@ -83,17 +89,27 @@ class Maker:
                 poses.append(net.pose(full[-1]).cpu())
             latents = torch.cat(full)
             pooled = net.predictor.pool(latents).half().cpu()
-        thoughts = self.think(episode) if self.think else []
-        pyramids = np.stack([t.pyramid for t in thoughts]) if thoughts else np.zeros((0, 1, 2, 1))
+        thought_ns, pyramids, texts = self._thoughts(episode)
         return Shard(
             full=latents.half().cpu(),
             pooled=pooled,
             poses=torch.cat(poses),
             index=torch.from_numpy(index),
-            thought_ns=torch.tensor([t.stamp_ns for t in thoughts], dtype=torch.int64),
-            pyramids=torch.from_numpy(pyramids.astype(np.float32)),
-            texts=tuple(t.text for t in thoughts),
+            thought_ns=thought_ns,
+            pyramids=pyramids,
+            texts=texts,
         )
+
+    def _thoughts(self, episode: Episode) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+        """Stamps [K], states [K, L, 2, D] and texts."""
+        if self.thoughts:
+            folder, made_by = self.thoughts
+            other = _read(shard_path(folder, episode), episode, made_by)
+            return other.thought_ns, other.pyramids, other.texts
+        said = self.think(episode) if self.think else []
+        pyramids = np.stack([t.pyramid for t in said]) if said else np.zeros((0, 1, 2, 1))
+        stamps = torch.tensor([t.stamp_ns for t in said], dtype=torch.int64)
+        return stamps, torch.from_numpy(pyramids.astype(np.float32)), tuple(t.text for t in said)
 
 
 def fingerprint(*modules: torch.nn.Module, extra: str = "") -> str:

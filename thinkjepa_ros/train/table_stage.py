@@ -46,7 +46,9 @@ def train_table(
         shipped = encoder == "shipped"
         folder = init if shipped else _random_encoder(data, out, threads)
         net = model.load(folder)[0].eval().requires_grad_(False)
-        maker = cache_maker(net, mind, thinker)
+        maker = cache_maker(model.load(init)[0].eval().requires_grad_(False), mind, thinker)
+        if not shipped:
+            maker = cache.Maker(net, thoughts=(latents / "train", maker.made_by))
         episodes = clips.load_folder(source)
         shards = latents / ("train" if shipped else "train_random")
         cache.fill(episodes, maker, shards, title="Latents and thoughts")

@@ -55,14 +55,18 @@ class Bench:
         self.net.eval().requires_grad_(False)
         self.mind = Thinker.load(sources.thinker)
         self.episodes = clips.load_folder(sources.test, sources.limit)
-        self.tracks = self._tracks(self.net, self.episodes, "test")
+        self.tracks = self._tracks(self.episodes, "test")
         self.truth = self._truth(self.tracks)
         self.scene = Scene(self.tracks, self.truth, self.net.config.predictor.latents)
 
-    def _tracks(self, net: ForecastNet, episodes: list[Episode], name: str) -> Tracks:
-        maker = cache_maker(net, self.mind, self.sources.thinker)
+    def _tracks(self, episodes: list[Episode], name: str, other: ForecastNet | None = None) -> Tracks:
+        """As the shipped encoder sees them, or another one."""
+        maker = cache_maker(self.net, self.mind, self.sources.thinker)
         folder = self.sources.cache / name
-        cache.fill(episodes, maker, folder, title=f"Latents and thoughts ({name})")
+        if other is not None:
+            maker = cache.Maker(other, thoughts=(folder, maker.made_by))
+            folder = self.sources.cache / f"{name}_random"
+        cache.fill(episodes, maker, folder, title=f"Latents and thoughts ({folder.name})")
         return Tracks.of(episodes, cache.load(episodes, folder, maker.made_by))
 
     def _truth(self, tracks: Tracks) -> origins.Truth:
@@ -124,7 +128,7 @@ class Bench:
 
     def _fitted(self, folder: Path) -> Iterator[Prediction]:
         episodes = clips.load_folder(folder)
-        tracks = self._tracks(self.net, episodes, "train")
+        tracks = self._tracks(episodes, "train")
         chosen = origins.choose(episodes, tracks, self.scene.context, self.net.config.step_s)
         yield from rows.fitted(self.scene, tracks, *chosen)
 
@@ -157,7 +161,7 @@ class Bench:
         for seed, net, trial in self.trained(name):
             scene = self.scene
             if trial.encoder != "shipped":
-                scene = dataclasses.replace(scene, tracks=self._tracks(net, self.episodes, "test_random"))
+                scene = dataclasses.replace(scene, tracks=self._tracks(self.episodes, "test", net))
             guide = rows.nobody if trial.source == "none" else rows.by_thinker(scene, trial.streams)
             for made in rows.forecasts(scene, net, name, seed, guide):
                 # another encoder's latents have nothing to be compared with here
