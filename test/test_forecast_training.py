@@ -37,27 +37,51 @@ def tracks(episodes: list[Episode]) -> Tracks:
 
 
 def drawn(tracks: Tracks, size: int = MANY, seed: int = 0, **options) -> tuple[forecast.Batch, np.ndarray]:
-    """A batch and the samples that are its origins."""
+    """A batch and the samples that are the origins of its rows."""
     net = small_net().eval()
-    origins = tracks.origins(net.config.predictor.latents)
+    origins = forecast.Origins.of(tracks, net.config.predictor.latents)
     batch = forecast.batch(tracks, net, origins, size, np.random.default_rng(seed), **options)
-    return batch, origins[np.random.default_rng(seed).integers(len(origins), size=size)]
+    once = origins.draw(size, np.random.default_rng(seed))
+    return batch, np.concatenate((once, once))
 
 
 # ---------------------------------------------------------------- what it is shown
 
 
-def test_guidance_is_dropped_at_random_and_fades_at_random(tracks: Tracks) -> None:
+def test_every_origin_is_taken_with_and_without_guidance(tracks: Tracks) -> None:
     batch, samples = drawn(tracks)
     assert batch.payload is not None and batch.payload.weight is not None
-    weight = batch.payload.weight.numpy()
+    for part in (*vars(batch.window).values(), batch.poses):
+        one, other = part.nan_to_num(9.0).split(MANY)
+        assert torch.equal(one, other)
+    weight, without = batch.payload.weight.numpy().reshape(2, MANY)
+    assert not without.any()
+    samples = samples[:MANY]
     possible = tracks.thought_before(samples, int(forecast.LATE_S[1] * 1e9)) >= 0
-    dropped = (weight[possible] == 0).mean()
-    assert dropped == pytest.approx(forecast.GUIDANCE_DROPOUT, abs=0.05)
+    assert (weight[possible] > 0).all()
     given = weight[weight > 0]
-    assert (given == 1).mean() == pytest.approx(0.7, abs=0.05) and 0.05 <= given.min() < given.max() == 1
+    assert (given == 1).mean() == pytest.approx(0.7, abs=0.05), "the others fade"
+    assert 0.05 <= given.min() < 0.2 and given.max() == 1
     impossible = tracks.thought_before(samples, int(forecast.LATE_S[0] * 1e9)) < 0
     assert impossible.any() and not weight[impossible].any()
+
+
+def test_a_model_without_a_guide_takes_every_origin_once(tracks: Tracks) -> None:
+    net = small_net().eval()
+    p = dataclasses.replace(net.config.predictor, guide_layers=0)
+    net = type(net)(dataclasses.replace(net.config, predictor=p))
+    batch = forecast.batch(tracks, net, forecast.Origins.of(tracks, 4), 6, np.random.default_rng(0))
+    assert len(batch.poses) == 6 and batch.payload is None
+
+
+def test_half_of_the_origins_are_those_at_which_something_moves(tracks: Tracks) -> None:
+    moving, origins = tracks.moving(), forecast.Origins.of(tracks, 4)
+    share = moving[origins.all].mean()
+    assert 0.1 < share < 0.9
+    samples = origins.draw(4 * MANY, np.random.default_rng(0))
+    wanted = forecast.FOCUS + (1 - forecast.FOCUS) * share
+    assert moving[samples].mean() == pytest.approx(wanted, abs=0.03)
+    assert np.isin(samples, tracks.origins(4)).all()
 
 
 def test_a_thought_is_as_old_as_one_of_a_live_thinker_or_older(tracks: Tracks) -> None:
@@ -124,7 +148,7 @@ def test_rows_of_weight_zero_are_those_of_a_model_without_a_thinker(tracks: Trac
     with torch.no_grad():
         guided, alone = (future(batch.window, batch.poses, payload)[0] for payload in (batch.payload, None))
     unguided = batch.payload.weight == 0
-    assert 0 < int(unguided.sum()) < 32
+    assert 32 <= int(unguided.sum()) < 64
     assert torch.equal(guided[unguided], alone[unguided])
     assert not torch.isclose(guided[~unguided], alone[~unguided], atol=1e-6).all()
 
@@ -168,10 +192,10 @@ def test_parts_of_a_batch_add_up_to_the_whole(tracks: Tracks) -> None:
     shares = []
     for rank in (0, 1):
         part, _ = drawn(tracks, 12, group=Half(rank, 2))
-        assert len(part.poses) == 6 and torch.equal(part.poses, whole.poses[rank::2])
+        assert len(part.poses) == 12 and torch.equal(part.poses, whole.poses[rank::2])
         part = dataclasses.replace(part, count=whole.count, tubelets=whole.tubelets)
         shares.append(forecast.losses(net, future, part)[0])
-    assert torch.allclose(shares[0] + shares[1], loss, atol=1e-5)
+    assert torch.allclose(shares[0] + shares[1], loss, atol=1e-4)
 
 
 # ---------------------------------------------------------------- the run

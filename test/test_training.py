@@ -28,8 +28,8 @@ from thinkjepa_ros.train.stages import train_all
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """data/train with three short episodes, and data/val with two."""
     data = tmp_path_factory.mktemp("data")
-    simulate(data / "val", 2, 1_000_000)
-    return simulate(data / "train", 3)
+    simulate(data / "val", 2, 1_000_000, size="128")
+    return simulate(data / "train", 3, size="128")
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def all_stages(data: Path, folder: Path, thinker: Path | None = None, encoder_st
     steps = {"see_steps": 1, "thinker_steps": 1, "forecast_steps": 2, "subgoal_steps": 2}
     train_all(
         data, folder / "model", run=folder / "run", mind=thinker, encoder_steps=encoder_steps, encoder_batch=2,
-        forecast_batch=4, threads=1, limit=1, val_limit=2, dtype="float32", **steps,
+        thinker_batch=2, forecast_batch=4, threads=1, limit=1, val_limit=2, dtype="float32", **steps,
     )  # fmt: skip
 
 
@@ -228,7 +228,7 @@ def test_the_command_trains_stops_on_sigterm_and_resumes(folder: Path, tmp_path:
     command = [
         sys.executable, "-m", "thinkjepa_ros.cli", "train", "all", str(folder.parent), "--out", str(tmp_path / "m"),
         "--run", str(tmp_path / "run"), "--encoder-steps", "300", "--forecast-steps", "3", "--encoder-batch", "2",
-        "--see-steps", "1", "--thinker-steps", "1", "--subgoal-steps", "2", "--val-limit", "2",
+        "--see-steps", "1", "--thinker-steps", "1", "--thinker-batch", "2", "--subgoal-steps", "2", "--val-limit", "2",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

@@ -37,7 +37,7 @@ def train_thinker(
     see_steps: Annotated[
         int, typer.Option(min=1, help="Steps before them in which it learns to see lamps.")
     ] = defaults.SEE_STEPS,
-    batch_size: Annotated[int, typer.Option(min=2, help="Windows in a step.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=2, help="Windows in a step.")] = defaults.THINKER_BATCH,
     lr: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 1e-3,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first episodes.")] = None,
     seed: Seed = 0,

@@ -32,6 +32,9 @@ def train_all(
     thinker_steps: Annotated[
         int, typer.Option(min=1, help="Steps of stage `thinker` after them.")
     ] = defaults.THINKER_STEPS,
+    thinker_batch: Annotated[
+        int, typer.Option(min=2, help="Windows in a step of stage `thinker`.")
+    ] = defaults.THINKER_BATCH,
     forecast_steps: Annotated[int, typer.Option(min=1, help="Steps of stage `forecast`.")] = defaults.FORECAST_STEPS,
     forecast_batch: Annotated[
         int, typer.Option(min=1, help="Forecast origins in a step of stage `forecast`.")
@@ -64,6 +67,7 @@ def train_all(
         encoder_batch=encoder_batch,
         see_steps=see_steps,
         thinker_steps=thinker_steps,
+        thinker_batch=thinker_batch,
         forecast_steps=forecast_steps,
         forecast_batch=forecast_batch,
         subgoal_steps=subgoal_steps,

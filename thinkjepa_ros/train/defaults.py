@@ -7,6 +7,7 @@ ENCODER_STEPS = 2400
 ENCODER_BATCH = 32  #: pairs of frames
 SEE_STEPS = 700  #: of the thinker, before the others
 THINKER_STEPS = 1000
+THINKER_BATCH = 32  #: windows
 FORECAST_STEPS = 1500
 FORECAST_BATCH = 32  #: forecast origins
 FORECAST_LR = 1e-3

@@ -28,6 +28,7 @@ def train_all(
     encoder_batch: int = defaults.ENCODER_BATCH,
     see_steps: int = defaults.SEE_STEPS,
     thinker_steps: int = defaults.THINKER_STEPS,
+    thinker_batch: int = defaults.THINKER_BATCH,
     forecast_steps: int = defaults.FORECAST_STEPS,
     forecast_batch: int = defaults.FORECAST_BATCH,
     subgoal_steps: int = defaults.SUBGOAL_STEPS,
@@ -63,7 +64,15 @@ def train_all(
     processes.wait()
     if mind is None:
         mind = out / "thinker"
-        thinker.train(data, mind, run=run / "thinker", steps=thinker_steps, see_steps=see_steps, **common)  # type: ignore[arg-type]
+        thinker.train(
+            data,
+            mind,
+            run=run / "thinker",
+            steps=thinker_steps,
+            see_steps=see_steps,
+            batch_size=thinker_batch,
+            **common,  # type: ignore[arg-type]
+        )
     mini.train_forecast(
         data,
         out,
