@@ -186,6 +186,9 @@ class _Rig:
                 if not self._run(folder, seconds, show, asked):
                     return None
                 run = Run.load(folder)
+                if not len(run):
+                    words = "the nodes published no forecast at all: is the machine busy with other work?"
+                    raise LiveError(f"{words} Their logs are in {folder / 'logs'}")
                 return LiveRun(by_episode(run, scenes), _words(run))
             except RunError as error:
                 raise LiveError(f"the nodes left no result: {error}; their logs are in {folder / 'logs'}") from error
