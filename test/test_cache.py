@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from jepa_kit import config
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_kit import maker, simulate, small_net, think
 
@@ -43,8 +44,13 @@ def whole(episodes: list[Episode], tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+def contents(folder: Path) -> dict[str, tuple[dict[str, str], dict[str, bytes]]]:
+    """Header and numbers of every shard. The entries of a header have no order."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "np") as file:
+            found[path.name] = file.metadata(), {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+    return found
 
 
 # ---------------------------------------------------------------- what is in it

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from group_kit import in_processes
-from training_kit import maker, simulate, small_net, tracks_of, train, train_in_a_process
+from training_kit import maker, save_every_step, saved_step, simulate, small_net, tracks_of, train, train_in_a_process
 
 from thinkjepa_ros.data.episode import Episode
 from thinkjepa_ros.train import clips, forecast
@@ -219,10 +219,11 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(
             raise Killed
         return real(run, loss)
 
-    monkeypatch.setattr(Run, "save_every_s", 0.0)
+    save_every_step(monkeypatch)
     monkeypatch.setattr(Run, "update", update)
     with pytest.raises(Killed):
         train(tracks, tmp_path / "cut")
+    assert saved_step(tmp_path / "cut") == 2
     monkeypatch.setattr(Run, "update", real)
     again, run = train(tracks, tmp_path / "cut")
     assert run.step == 4

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from training_kit import save_every_step, saved_step
 
 from thinkjepa_ros import checkpoints
 from thinkjepa_ros.data.episode import JOINT_NAMES, Episode, EpisodeError, JpegFrames
@@ -92,10 +93,11 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(
             raise Killed
         return real(self, loss)
 
-    monkeypatch.setattr(Run, "save_every_s", 0.0)
+    save_every_step(monkeypatch)
     monkeypatch.setattr(Run, "update", update)
     with pytest.raises(Killed):
         run(episodes, fresh(RECIPES[recipe]), tmp_path / "cut", 6)
+    assert saved_step(tmp_path / "cut") == 3
     monkeypatch.setattr(Run, "update", real)
     again = fresh(RECIPES[recipe])
     assert run(episodes, again, tmp_path / "cut", 6) == reading

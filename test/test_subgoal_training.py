@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_kit import simulate, tracks_of
+from training_kit import save_every_step, simulate, tracks_of
 
 from thinkjepa_ros.data.episode import Episode
 from thinkjepa_ros.jepa import model
@@ -166,7 +166,7 @@ def test_a_head_that_was_cut_off_ends_with_the_same_weights(tmp_path: Path, monk
             raise KeyboardInterrupt
         return real(run, loss)
 
-    monkeypatch.setattr(Run, "save_every_s", 0.0)
+    save_every_step(monkeypatch)
     monkeypatch.setattr(Run, "update", update)
     with pytest.raises(KeyboardInterrupt):
         fit(lessons, tmp_path / "cut", 6)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from group_kit import in_processes
+from training_kit import save_every_step, saved_step
 from transformers import AutoTokenizer
 
 from thinkjepa_ros.data.episode import Episode, EpisodeError
@@ -177,14 +180,37 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(
         return real(run, loss)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "save_every_s", 0.0)
+        save_every_step(patch)
         patch.setattr(Run, "update", update)
         with pytest.raises(Killed):
             fit(fresh_pupil(tokenizer_folder), episodes, tmp_path / "cut")
+    assert saved_step(tmp_path / "cut" / ("see" if killed_at == 2 else "answer")) == 1
     resumed = fresh_pupil(tokenizer_folder)
     fit(resumed, episodes, tmp_path / "cut")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def fit_in_a_process(data: Path, tokenizer: Path, folder: Path, variables: dict[str, str]) -> None:
+    """`fit` as one of several processes; the weights it ends with go to weights.<rank>.pt."""
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    pupil = fresh_pupil(tokenizer)
+    fit(pupil, clips.load_folder(data / "train"), folder, see_steps=1, steps=2)
+    torch.save(pupil.state_dict(), folder / f"weights.{os.environ['RANK']}.pt")
+
+
+def test_two_processes_end_with_the_weights_of_one(
+    folder: Path, episodes: list[Episode], tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    alone = fresh_pupil(tokenizer_folder)
+    fit(alone, episodes, tmp_path / "one", see_steps=1, steps=2)
+    two = tmp_path / "two"
+    two.mkdir()
+    assert in_processes(2, fit_in_a_process, folder, tokenizer_folder, two) == [0, 0]
+    first, second = (torch.load(two / f"weights.{rank}.pt", weights_only=True) for rank in (0, 1))
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(first[name], second[name]) and torch.allclose(tensor, first[name], atol=1e-5), name
 
 
 def test_the_heads_learn_to_see_and_the_answer_gets_likelier(

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from training_kit import CAMERA, simulate, small_net
+from training_kit import CAMERA, save_every_step, saved_step, simulate, small_net
 
 from thinkjepa_ros.checkpoints import CheckpointError
 from thinkjepa_ros.data.episode import Episode, EpisodeError
@@ -67,11 +67,12 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(
             raise Killed
         return real(run, loss)
 
-    monkeypatch.setattr(Run, "save_every_s", 0.0)
+    save_every_step(monkeypatch)
     monkeypatch.setattr(Run, "update", update)
     cut = small_net()
     with pytest.raises(Killed):
         train_encoder(episodes, cut, tmp_path / "cut")
+    assert saved_step(tmp_path / "cut") == 3
     monkeypatch.setattr(Run, "update", real)
     again = small_net()
     train_encoder(episodes, again, tmp_path / "cut")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from thinkjepa_ros.data.episode import JOINT_NAMES, Episode
@@ -57,6 +58,21 @@ def maker(net: model.ForecastNet | None = None, words: str = "noise") -> cache.M
 
 def tracks_of(episodes: Sequence[Episode]) -> Tracks:
     return Tracks.of(episodes, [maker().make(e) for e in episodes])
+
+
+def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every run save after each step, as if a minute had gone by."""
+    begin = Run.__post_init__
+
+    def prepared(run: Run) -> None:
+        run.save_every_s = 0.0
+        begin(run)
+
+    monkeypatch.setattr(Run, "__post_init__", prepared)
+
+
+def saved_step(folder: Path) -> int:
+    return int(torch.load(folder / "state.pt", weights_only=True)["step"])
 
 
 def train(tracks: Tracks, folder: Path, steps: int = 4, dtype: str = "float32", batch_size: int = 8):
