@@ -102,14 +102,17 @@ class Bench:
         )
 
     def predictions(self) -> Iterator[Prediction]:
-        """All rows, one after the other."""
+        """All rows, one after the other. Baselines, unguided, guided and oracle at all origins, every other row at those
+        of the wait; several seeds for unguided, guided, silent and shuffled.
+        """
         yield from rows.simple(self.scene)
         if self.sources.train is not None:
             yield from self._fitted(self.sources.train)
         main = self.scene.group("wait")
         for seed, net, _ in self.trained("unguided"):
             yield from rows.forecasts(self.scene, net, "unguided", seed, rows.nobody)
-            yield from rows.rollout(self.scene, net, "unguided, rollout by 8 steps", seed, rows.nobody, main)
+            if not seed:
+                yield from rows.rollout(self.scene, net, "unguided, rollout by 8 steps", seed, rows.nobody, main)
         for seed, net, _ in self.trained("guided"):
             yield from self._guided(net, seed, main)
         for seed, net, _ in self.trained("oracle intent"):
@@ -137,6 +140,8 @@ class Bench:
         yield from rows.forecasts(scene, net, "guided", seed, thinker)
         yield from rows.forecasts(scene, net, "guided, thinker silent", seed, rows.nobody)
         yield from rows.forecasts(scene, net, "shuffled guidance", seed, rows.by_another(scene, self._shuffled), main)
+        if seed:
+            return
         for age_s in rows.STALE_S:
             stale = rows.by_thinker(scene, age_s=age_s)
             yield from rows.forecasts(scene, net, f"stale guidance, {age_s:g} s", seed, stale, main)
@@ -163,7 +168,7 @@ class Bench:
             if trial.encoder != "shipped":
                 scene = dataclasses.replace(scene, tracks=self._tracks(self.episodes, "test", net))
             guide = rows.nobody if trial.source == "none" else rows.by_thinker(scene, trial.streams)
-            for made in rows.forecasts(scene, net, name, seed, guide):
+            for made in rows.forecasts(scene, net, name, seed, guide, self.scene.group("wait")):
                 # another encoder's latents have nothing to be compared with here
                 yield made if trial.encoder == "shipped" else dataclasses.replace(made, latents=None)
 

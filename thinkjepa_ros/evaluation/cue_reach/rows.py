@@ -256,17 +256,17 @@ def rollout(scene: Scene, net: ForecastNet, row: str, seed: int, guide: Guide, w
         if not len(chosen):
             continue
         w = scene.tracks.window(scene.truth.sample[chosen], p.latents, p.tubelets, p.tubelet_steps)
-        payload = guide(chosen)
-        for inputs in INPUTS:
-            past, now, poses = w.past, w.now, _poses(w, inputs)[0]
-            for first in range(0, scene.horizon, ROLLOUT_STEPS):
-                future = net.predictor(past, now, payload)
-                displacement, _ = net.motion(future, now, poses)
-                poses = poses[:, -1:] + displacement[:, :ROLLOUT_STEPS]
-                out.positions[inputs][chosen, first : first + ROLLOUT_STEPS] = poses.numpy()
-                each = future[:, :tubelets].repeat_interleave(p.tubelet_steps, 1)
-                past, newest = each[:, :-1], each[:, -1].unflatten(1, (p.pooled, p.pooled))
-                now = newest.repeat_interleave(spread, 1).repeat_interleave(spread, 2).flatten(1, 2)
+        payload, past, now = guide(chosen), w.past, w.now
+        poses = {inputs: _poses(w, inputs)[0] for inputs in INPUTS}
+        for first in range(0, scene.horizon, ROLLOUT_STEPS):
+            future = net.predictor(past, now, payload)
+            for inputs in INPUTS:
+                displacement, _ = net.motion(future, now, poses[inputs])
+                poses[inputs] = poses[inputs][:, -1:] + displacement[:, :ROLLOUT_STEPS]
+                out.positions[inputs][chosen, first : first + ROLLOUT_STEPS] = poses[inputs].numpy()
+            each = future[:, :tubelets].repeat_interleave(p.tubelet_steps, 1)
+            past, newest = each[:, :-1], each[:, -1].unflatten(1, (p.pooled, p.pooled))
+            now = newest.repeat_interleave(spread, 1).repeat_interleave(spread, 2).flatten(1, 2)
     return [Prediction(row, inputs, seed, out.positions[inputs]) for inputs in INPUTS]
 
 
