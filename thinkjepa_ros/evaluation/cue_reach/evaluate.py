@@ -102,8 +102,8 @@ class Bench:
         )
 
     def predictions(self) -> Iterator[Prediction]:
-        """All rows, one after the other. Baselines, unguided, guided and oracle at all origins, every other row at those
-        of the wait; several seeds for unguided, guided, silent and shuffled.
+        """All rows, one after the other. Baselines, unguided, guided and oracle at all origins, every other row at
+        those of the wait; several seeds for unguided, guided, silent and shuffled.
         """
         yield from rows.simple(self.scene)
         if self.sources.train is not None:
