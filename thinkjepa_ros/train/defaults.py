@@ -11,7 +11,7 @@ THINKER_BATCH = 32  #: windows
 FORECAST_STEPS = 1500
 FORECAST_BATCH = 32  #: forecast origins
 FORECAST_LR = 1e-3
-SUBGOAL_STEPS = 1500
+SUBGOAL_STEPS = 3000
 SUBGOAL_BATCH = 64  #: thoughts
 SUBGOAL_LR = 1e-3
 #: From a thought to the moment whose latent is its sub-goal: as far as the mini forecasts.
