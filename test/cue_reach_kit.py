@@ -12,13 +12,13 @@ TUBELETS, TOKENS, WIDTH = 4, 3, 5
 
 
 def make_truth(episodes: int = 12, steps: int = 8, seed: int = 0, holes: bool = True) -> Truth:
-    """Every episode has a "before" origin, several of "wait" and one each of reach and transport. The right hand moves
+    """Every episode has a "before" origin, several of "ready" and one each of reach and transport. The right hand moves
     at most of them; every fifth episode was told nothing. With `holes`: futures that end early and unknown joints.
     """
     rng = np.random.default_rng(seed)
     episode, group = [], []
     for number in range(episodes):
-        kinds = ["before", *["wait"] * int(rng.integers(1, 5)), "reach", "transport"]
+        kinds = ["before", *["ready"] * int(rng.integers(1, 5)), "reach", "transport"]
         episode += [number] * len(kinds)
         group += [GROUPS.index(kind) for kind in kinds]
     n = len(episode)

@@ -68,20 +68,20 @@ def test_the_main_table_is_first_and_says_what_the_json_says(contents):
     assert header == ["row", "ADE 8", "ADE 16", "ADE 32", "FDE 32", "within 5 cm, %", "minus unguided, cm"]
     assert list(rows)[:-1] == list(ERRORS)
     for name in ERRORS:
-        places = find(contents, name)["cells"]["wait"]["moving"]
+        places = find(contents, name)["cells"]["ready"]["moving"]
         values = [100 * x for k in ("8", "16", "32") for x in places[k]["ade"][:3]]
         values += [100 * x for metric in ("fde", "within_5") for x in places["32"][metric][:3]]
         values += [100 * x for x in places["32"].get("ade_minus_unguided", [])]
         shown = [float(x) for cell in rows[name] for x in re.findall(r"[-+]?\d+\.\d+", cell)]
         np.testing.assert_allclose(shown, values, atol=0.051)
     assert rows["unguided"][-1] == report.NOTHING
-    answered = find(contents, "removed cue")["answered"]["wait"]
+    answered = find(contents, "removed cue")["answered"]["ready"]
     assert list(rows)[-1] == f"removed cue (at {answered} of the origins)"
 
 
 def test_a_changed_number_changes_the_text(contents):
     other = json.loads(json.dumps(contents))
-    find(other, "guided")["cells"]["wait"]["moving"]["32"]["ade"][0] += 0.01
+    find(other, "guided")["cells"]["ready"]["moving"]["32"]["ade"][0] += 0.01
     assert report.markdown(other) != report.markdown(contents)
 
 
@@ -93,12 +93,12 @@ def test_latents_and_sigma_stand_only_where_a_row_has_them(contents):
 
 def test_inputs_phases_verdicts_and_seeds_have_their_tables(contents):
     found = {table.key: table for table in report.tables(contents)}
-    for key in ("wait, resting", "wait, no cue, moving", "before, moving", "reach, moving", "transport, moving", "gap"):
+    for key in ("ready, resting", "ready, no cue, moving", "before, moving", "reach, moving", "gap"):
         assert f"{IMAGE}: {key}" in found, key
-    assert [row[0] for row in found[f"{POSE}: wait, moving"].rows] == ["unguided", "guided"]
+    assert [row[0] for row in found[f"{POSE}: ready, moving"].rows] == ["unguided", "guided"]
     assert f"{POSE}: gap" not in found  # no oracle
     seeds = found[f"{IMAGE}: seeds"].rows
-    spread = find(contents, "guided")["cells"]["wait"]["moving"]["32"]["ade"][3:]
+    spread = find(contents, "guided")["cells"]["ready"]["moving"]["32"]["ade"][3:]
     assert seeds[0][:3] == ["guided", "0, 1, 2", " to ".join(f"{100 * x:.2f}" for x in spread)] and len(seeds) == 1
     verdicts = found["verdicts"].rows
     assert len(verdicts) == 12 and {row[1] for row in verdicts} == {IMAGE, POSE}

@@ -103,7 +103,7 @@ def test_latents_are_compared_where_they_are_known_and_up_to_the_horizon():
     for k, horizon in enumerate(HORIZONS):
         for e in range(6):
             l1, cosine = [], []
-            for n in np.flatnonzero((truth.episode == e) & (truth.group == 1) & truth.told):
+            for n in np.flatnonzero((truth.episode == e) & (truth.group == origins.GROUPS.index("ready")) & truth.told):
                 each = [], []
                 for tubelet in range(horizon // 2):
                     if truth.latents_known[n, tubelet]:
@@ -119,7 +119,7 @@ def test_the_error_at_each_step_is_that_of_the_moving_hand_in_the_main_group():
     truth = make_truth(seed=5)
     prediction = make_prediction(truth)
     row = score(truth, [prediction], tuple(range(1, 9))).rows["guided", IMAGE]
-    place = list(GROUPS).index("wait"), HANDS.index("moving"), METRICS.index("fde")
+    place = list(GROUPS).index("ready"), HANDS.index("moving"), METRICS.index("fde")
     np.testing.assert_array_equal(row.steps, row.hands[place[0], :, place[1], :, place[2]])
 
 
@@ -152,7 +152,7 @@ def test_intervals_are_over_episodes_not_origins():
     prediction = make_prediction(truth)
     copies = {name: getattr(prediction, name)[again] for name in ("positions", "sigma", "latents")}
     once, often = (score(truth, [prediction], (8,)), score(many, [replace(prediction, **copies)], (8,)))
-    few, lots = (figures.as_dict()["rows"][0]["cells"]["wait"]["moving"]["8"] for figures in (once, often))
+    few, lots = (figures.as_dict()["rows"][0]["cells"]["ready"]["moving"]["8"] for figures in (once, often))
     for metric, value in few.items():
         np.testing.assert_allclose(value, lots[metric], rtol=1e-4)
 
@@ -174,13 +174,13 @@ def test_seeds_are_averaged_and_their_spread_is_told():
     seeds = [make_prediction(truth, error_m=size, seed=i) for i, size in enumerate((0.02, 0.03, 0.07))]
     alone = [score(truth, [one], (8,)) for one in seeds]
     together = score(truth, seeds, (8,))
-    cell = together.as_dict()["rows"][0]["cells"]["wait"]["moving"]["8"]
+    cell = together.as_dict()["rows"][0]["cells"]["ready"]["moving"]["8"]
     each = np.stack([figures.together(("guided",), IMAGE, 8)[0] for figures in alone])
     expected = bootstrap_mean(each.mean(0))
     means = np.nanmean(each, 1)
     np.testing.assert_allclose(cell["ade"], [*expected, means.min(), means.max()], rtol=1e-4)
     assert together.as_dict()["rows"][0]["seeds"] == [0, 1, 2]
-    assert len(alone[0].as_dict()["rows"][0]["cells"]["wait"]["moving"]["8"]["ade"]) == 3
+    assert len(alone[0].as_dict()["rows"][0]["cells"]["ready"]["moving"]["8"]["ade"]) == 3
 
 
 def test_rows_are_compared_on_the_origins_that_both_answer():
@@ -195,10 +195,10 @@ def test_rows_are_compared_on_the_origins_that_both_answer():
     same.positions[hard], same.sigma[hard], same.latents[hard] = NAN, NAN, NAN
     figures = score(truth, [same, base], (8,))
     row, other = figures.as_dict()["rows"]
-    cell = row["cells"]["wait"]["moving"]["8"]
-    assert cell["ade_minus_unguided"] == [0, 0, 0] and cell["ade"][0] < other["cells"]["wait"]["moving"]["8"]["ade"][0]
-    counted = ((truth.group == 1) & truth.told & ~hard).sum()
-    assert row["answered"]["wait"] == counted < other["answered"]["wait"] == figures.sizes["wait"]["origins"]
+    cell = row["cells"]["ready"]["moving"]["8"]
+    assert cell["ade_minus_unguided"] == [0, 0, 0] and cell["ade"][0] < other["cells"]["ready"]["moving"]["8"]["ade"][0]
+    counted = ((truth.group == origins.GROUPS.index("ready")) & truth.told & ~hard).sum()
+    assert row["answered"]["ready"] == counted < other["answered"]["ready"] == figures.sizes["ready"]["origins"]
     np.testing.assert_array_equal(*figures.together(("unguided", "removed cue"), IMAGE, 8))
 
 
@@ -211,7 +211,7 @@ def test_difference_to_unguided_is_of_the_same_inputs():
         make_prediction(truth, "guided", 0.02, POSE),
     ]
     found = {
-        (r["row"], r["inputs"]): r["cells"]["wait"]["moving"]["8"] for r in score(truth, rows, (8,)).as_dict()["rows"]
+        (r["row"], r["inputs"]): r["cells"]["ready"]["moving"]["8"] for r in score(truth, rows, (8,)).as_dict()["rows"]
     }
     assert found["guided", IMAGE]["ade_minus_unguided"][2] < 0 < found["guided", POSE]["ade_minus_unguided"][1]
     assert "ade_minus_unguided" not in found["unguided", IMAGE]
@@ -220,10 +220,10 @@ def test_difference_to_unguided_is_of_the_same_inputs():
 def test_sizes_say_where_the_truth_ends():
     truth = make_truth(seed=8)
     sizes = score(truth, [], HORIZONS).sizes
-    wait = (truth.group == 1) & truth.told
-    assert sizes["wait"]["origins"] == wait.sum() and sizes["wait"]["episodes"] == len(set(truth.episode[wait]))
+    wait = (truth.group == origins.GROUPS.index("ready")) & truth.told
+    assert sizes["ready"]["origins"] == wait.sum() and sizes["ready"]["episodes"] == len(set(truth.episode[wait]))
     ends = np.isfinite(truth.future[wait, 7]).all(-1).any(-1).sum()
-    assert sizes["wait"]["with_truth_at_step"]["8"] == ends < wait.sum()
+    assert sizes["ready"]["with_truth_at_step"]["8"] == ends < wait.sum()
     assert sizes["before"]["origins"] == (truth.group == 0).sum()  # told or not
 
 

@@ -64,17 +64,20 @@ class Player:
         """Wrist position [3], rotation away from neutral [3, 3] and grip of the acting hand."""
         s, h, time = self.script, self._hold, self.script.time
         idle = s.hands["right"].at(t)
+        up = min_jerk((t - time.reach) / s.reach.ready_s + 1)
+        yaw = natural_yaw(idle, s.elbow["right"])
+        idle = idle + np.array([0, 0, s.reach.ready_lift * up])
+        pitch = s.reach.rest_pitch + s.reach.ready_pitch * up
         if t < time.reach:
-            angles = natural_yaw(idle, s.elbow["right"]), s.reach.rest_pitch, s.reach.rest_roll
-            return idle, tilt(*angles), s.reach.rest_grip
+            return idle, tilt(yaw, pitch, s.reach.rest_roll), s.reach.rest_grip * (1 - up)
         if t < time.grasp:
             u = (t - time.reach) / (time.grasp - time.reach)
             m = min_jerk(u)
             position = idle + (h.take - idle) * m + np.array([0, 0, s.reach.lift * bump(u)])
-            yaw = natural_yaw(idle, s.elbow["right"]) * (1 - m) + h.take_yaw * m
-            pitch = s.reach.rest_pitch + (s.reach.pitch - s.reach.rest_pitch) * m
+            yaw = yaw * (1 - m) + h.take_yaw * m
+            pitch = pitch + (s.reach.pitch - pitch) * m
             roll = s.reach.rest_roll + (s.reach.roll - s.reach.rest_roll) * m
-            return position, tilt(yaw, pitch, roll), s.reach.rest_grip * (1 - min_jerk(1.5 * u))
+            return position, tilt(yaw, pitch, roll), 0.0
         if t < time.transport:
             u = (t - time.grasp) / (time.transport - time.grasp)
             return h.take, tilt(h.take_yaw, s.reach.pitch, s.reach.roll), h.grip * min_jerk(u)

@@ -16,7 +16,7 @@ from thinkjepa_ros.data.sim.mjcf import CUBE_COLOURS, RGB, TRAYS, Look
 from thinkjepa_ros.data.sim.motion import Sway, Wander
 
 #: Raise it with every change that alters images or motion of a seed; data of different versions do not mix.
-SCENE_VERSION = 1
+SCENE_VERSION = 2
 SIM_SPLITS = ("lamp", "text", "distractor", "none")
 #: Seeds by use. Test seeds serve the final figures and the shipped demo, never a choice.
 TRAIN_SEEDS, VAL_SEEDS, TEST_SEEDS = range(0, 1_000_000), range(1_000_000, 2_000_000), range(2_000_000, 3_000_000)
@@ -71,7 +71,11 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Reach:
-    """Style of the reach and the transport: angles in rad, lifts in metres, grips 0..1."""
+    """Style of the reach and the transport: angles in rad, lifts in metres, grips 0..1.
+
+    Within the last `ready_s` of the wait the hand gets ready: it rises by `ready_lift` and its fingers open and lift by
+    `ready_pitch`, whatever the intent. Like the go signal of a delayed-reach task it tells when, and not where to.
+    """
 
     pitch: float
     roll: float
@@ -80,6 +84,9 @@ class Reach:
     rest_grip: float
     lift: float
     carry: float
+    ready_s: float
+    ready_lift: float
+    ready_pitch: float
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,9 @@ def draw(split: str, seed: int) -> Script:
     }  # of 0, 1, 2, ... hops to another resting place
     hops = {side: int(moves.choice(len(p), p=p)) for side, p in odds.items()}
     hands = {}
-    for side, until in (("right", time.reach), ("left", time.end)):
+    ready = _stream(seed, "ready")
+    ready_s = ready.uniform(0.5, 0.8)
+    for side, until in (("right", time.reach - ready_s), ("left", time.end)):
         fidget = moves.uniform(0.003, 0.012)
         hands[side] = Wander.draw(moves, _REST[side], _REST_SPREAD, hops[side], until, fidget)
     style = Reach(
@@ -162,6 +171,9 @@ def draw(split: str, seed: int) -> Script:
         rest_grip=moves.uniform(0.0, 0.3),
         lift=moves.uniform(0.02, 0.07),
         carry=moves.uniform(0.07, 0.13),
+        ready_s=ready_s,
+        ready_lift=ready.uniform(0.05, 0.08),
+        ready_pitch=ready.uniform(0.15, 0.35),
     )
     camera = _stream(seed, "camera")
     ball_moves = camera.random() < 0.3

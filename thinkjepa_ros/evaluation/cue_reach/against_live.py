@@ -12,7 +12,7 @@ from ..bootstrap import Interval, bootstrap_mean, paired_bootstrap
 from . import rows
 from .evaluate import Bench
 from .live import AtOrigins, LiveRun, at_origins
-from .origins import GROUPS
+from .origins import GROUPS, MAIN
 
 #: Steps over which live and offline are compared.
 HORIZON = 32
@@ -21,26 +21,26 @@ AFTER_S = 0.25
 
 
 def chosen(bench: Bench, count: int) -> list[int]:
-    """Numbers of the first `count` episodes that told the intent and have an origin in the wait."""
+    """Numbers of the first `count` episodes that told the intent and have a main origin."""
     truth = bench.truth
-    main = (truth.group == GROUPS.index("wait")) & truth.told
+    main = (truth.group == GROUPS.index(MAIN)) & truth.told
     return [int(n) for n in np.unique(truth.episode[main])[:count]]
 
 
 def until_ns(bench: Bench, numbers: Sequence[int]) -> list[int]:
     """Stamp on each episode's own time line up to which it has to be played."""
     truth, stamps = bench.truth, bench.tracks.stamps_ns
-    main = truth.group == GROUPS.index("wait")
+    main = truth.group == GROUPS.index(MAIN)
     return [int(stamps[truth.sample[main & (truth.episode == n)]].max() + AFTER_S * 1e9) for n in numbers]
 
 
 def compare(bench: Bench, numbers: Sequence[int], guided: LiveRun, unguided: LiveRun) -> dict[str, Any]:
-    """Errors of the moving hand at the wait origins of the played episodes (in the order of the runs), live and
+    """Errors of the moving hand at the main origins of the played episodes (in the order of the runs), live and
     offline, and the share of the guided gain that is lost live. Origins without a live forecast are counted, and left
     out of every row.
     """
     truth = bench.truth
-    where = np.flatnonzero((truth.group == GROUPS.index("wait")) & np.isin(truth.episode, numbers))
+    where = np.flatnonzero((truth.group == GROUPS.index(MAIN)) & np.isin(truth.episode, numbers))
     asked = np.stack([np.searchsorted(numbers, truth.episode[where]), bench.tracks.stamps_ns[truth.sample[where]]], 1)
     live = {"guided, live": at_origins(guided, asked), "thinker silent, live": at_origins(unguided, asked)}
     positions = {name: _in_frame_of_origin(bench, where, found) for name, found in live.items()}

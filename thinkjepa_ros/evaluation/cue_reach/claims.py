@@ -1,6 +1,6 @@
 """What the protocol claims about the cue-reach table, and whether the figures bear it out.
 
-All claims are about the hand that moves, at the origins "wait"; each is judged for each kind of inputs apart. A claim
+All claims are about the hand that moves, at the origins "ready"; each is judged for each kind of inputs apart. A claim
 whose row or horizon is missing, or that fewer than two episodes speak about, is neither held nor refuted.
 """
 
@@ -19,7 +19,7 @@ from .score import BASE, Figures
 GUIDED, UNGUIDED, ORACLE = "guided", BASE, "oracle intent"
 SHUFFLED, SILENT = "shuffled guidance", "guided, thinker silent"
 BASELINES = ("hold", "constant velocity", "mean displacement", "ridge on past joints")
-NO_CUE, HAND = "wait, no cue", "moving"
+NO_CUE, HAND = "ready, no cue", "moving"
 LONG, MIDDLE = 32, 16
 GAP, NO_CUE_MARGIN = 0.70, 0.05
 

@@ -103,12 +103,12 @@ class Bench:
 
     def predictions(self) -> Iterator[Prediction]:
         """All rows, one after the other. Baselines, unguided, guided and oracle at all origins, every other row at
-        those of the wait; several seeds for unguided, guided, silent and shuffled.
+        the main ones; several seeds for unguided, guided, silent and shuffled.
         """
         yield from rows.simple(self.scene)
         if self.sources.train is not None:
             yield from self._fitted(self.sources.train)
-        main = self.scene.group("wait")
+        main = self.scene.group(origins.MAIN)
         for seed, net, _ in self.trained("unguided"):
             yield from rows.forecasts(self.scene, net, "unguided", seed, rows.nobody)
             if not seed:
@@ -155,8 +155,8 @@ class Bench:
 
     @functools.cached_property
     def _without_cue(self) -> tuple[np.ndarray, Guide]:
-        """Wait origins of episodes with a lamp, and the thoughts of a thinker that was not shown the lit frames."""
-        main = self.scene.group("wait")
+        """Main origins of episodes with a lamp, and the thoughts of a thinker that was not shown the lit frames."""
+        main = self.scene.group(origins.MAIN)
         lamp = main[np.isin(self.truth.split[main], ("lamp", "distractor"))]
         needed = np.unique(self.tracks.thought_before(self.truth.sample[lamp], rows.AGE_NS))
         tracks, _ = without_cue(self.episodes, self.tracks, self.mind, needed[needed >= 0])
@@ -168,7 +168,7 @@ class Bench:
             if trial.encoder != "shipped":
                 scene = dataclasses.replace(scene, tracks=self._tracks(self.episodes, "test", net))
             guide = rows.nobody if trial.source == "none" else rows.by_thinker(scene, trial.streams)
-            for made in rows.forecasts(scene, net, name, seed, guide, self.scene.group("wait")):
+            for made in rows.forecasts(scene, net, name, seed, guide, self.scene.group(origins.MAIN)):
                 # another encoder's latents have nothing to be compared with here
                 yield made if trial.encoder == "shipped" else dataclasses.replace(made, latents=None)
 
@@ -209,7 +209,7 @@ def evaluate(sources: Sources, out: Path, command: Sequence[str] = ()) -> dict[s
 
 def thoughts_right(bench: Bench) -> float:
     """Share of the main origins at which the newest thought names cube and tray rightly."""
-    main = bench.scene.group("wait")
+    main = bench.scene.group(origins.MAIN)
     main = main[bench.truth.told[main]]
     found = bench.tracks.thought_before(bench.truth.sample[main], rows.AGE_NS)
     right = []

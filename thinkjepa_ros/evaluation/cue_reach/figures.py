@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...files import replacing
+from .groups import MAIN
 from .report import cell_of, inputs_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-GROUP, HAND = "wait", "moving"
+GROUP, HAND = MAIN, "moving"
 COLOURS = {"guided": "#1f6fd1", "oracle intent": "#2a9d4e", "unguided": "#d1432b", "hold": "#555555"}
 #: Drawn by step, where they were measured.
 MAIN_ROWS = (*COLOURS, "shuffled guidance", "mean displacement", "ridge on past joints")

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from .origins import GROUPS as PHASES
+from .origins import MAIN as MAIN
 
 if TYPE_CHECKING:
     from .origins import Truth
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 GROUPS: dict[str, tuple[str, bool | None]] = {
     "before": ("before", None),
     "wait": ("wait", True),
-    "wait, no cue": ("wait", False),
+    "ready": ("ready", True),
+    "ready, no cue": ("ready", False),
     "reach": ("reach", True),
     "transport": ("transport", True),
 }
-MAIN = "wait"
 
 
 class Groups:

@@ -1,11 +1,14 @@
 """Where forecasts of the cue-reach benchmark begin: fixed by the phases of an episode, never by a model.
 
 - before: the last grid sample before the cue lights (splits lamp and distractor). Nobody can know the intent.
-- wait: 0, 0.5, 1.0 and 1.5 s before the last grid sample at which the reach has not begun, where the cue has been off
-  for the whole dense window. These are the main rows: who saw the cue, or was told, can know where the hand will go.
+- wait: 1.0 and 1.5 s before the last grid sample at which the reach has not begun. The hand rests; when it will begin,
+  nobody is told.
+- ready: 0 and 0.2 s before that sample. The hand has risen, so that the time is known. These are the main rows: who saw
+  the cue, or was told, can know where the hand will go.
 - reach: 0.3 and 0.8 s after the reach has begun. transport: likewise.
 
-In the split none the same places count, and `told` is False there.
+In wait and ready the cue has been off for the whole dense window. In the split none the same places count, and `told`
+is False there.
 """
 
 from __future__ import annotations
@@ -18,9 +21,12 @@ import numpy as np
 from ...data.episode import PHASES, Episode
 from ...train.tracks import Tracks
 
-GROUPS = ("before", "wait", "reach", "transport")
+GROUPS = ("before", "wait", "ready", "reach", "transport")
+#: The group of the main rows.
+MAIN = "ready"
 #: Seconds before the last sample of the wait, and after the begin of reach and transport.
-BEFORE_REACH_S, AFTER_BEGIN_S = (0.0, 0.5, 1.0, 1.5), (0.3, 0.8)
+BEFORE_REACH_S = {"wait": (1.5, 1.0), "ready": (0.2, 0.0)}
+AFTER_BEGIN_S = (0.3, 0.8)
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,11 @@ def _of(episode: Episode, stamps: np.ndarray, phase: np.ndarray, context: int, s
         lit = int(np.searchsorted(stamps, episode.cue_ns[0]))
         found += [(lit - 1, GROUPS.index("before"))] if lit else []
     gone = -1 if episode.cue_ns is None else int(np.searchsorted(stamps, episode.cue_ns[1]))
-    for back in reversed(BEFORE_REACH_S):
-        at = reach - 1 - round(back / step_s)
-        if at >= 0 and phase[at] < PHASES.index("reach") and at - (context - 1) >= gone:
-            found.append((at, GROUPS.index("wait")))
+    for name, times in BEFORE_REACH_S.items():
+        for back in times:
+            at = reach - 1 - round(back / step_s)
+            if at >= 0 and phase[at] < PHASES.index("reach") and at - (context - 1) >= gone:
+                found.append((at, GROUPS.index(name)))
     for begin, name in ((reach, "reach"), (transport, "transport")):
         for after in AFTER_BEGIN_S:
             at = begin + round(after / step_s)

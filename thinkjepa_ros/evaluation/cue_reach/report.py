@@ -12,6 +12,7 @@ import numpy as np
 
 from ...files import write_atomically
 from .claims import gap_closed, verdicts
+from .groups import MAIN
 
 if TYPE_CHECKING:
     from .score import Figures
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 NOTHING = "–"
 #: (group, hand) of the tables of errors, in order, with the words for them; the first is the main one.
 ERRORS = {
-    ("wait", "moving"): "Told, cue gone, reach not begun: the hand that moves",
-    ("wait", "resting"): "Told, cue gone, reach not begun: the hand that rests",
-    ("wait, no cue", "moving"): "No cue: the hand that moves",
+    ("ready", "moving"): "Told, cue gone, ready, reach not begun: the hand that moves",
+    ("ready", "resting"): "Told, cue gone, ready, reach not begun: the hand that rests",
+    ("ready, no cue", "moving"): "Ready, no cue: the hand that moves",
+    ("wait", "moving"): "Told, cue gone, not ready yet: the hand that moves",
     ("before", "moving"): "Before the cue: the hand that moves",
     ("reach", "moving"): "During the reach: the hand that moves",
     ("transport", "moving"): "During the transport: the hand that moves",
@@ -31,7 +33,7 @@ Value = Sequence[float | None]  #: mean, low, high; with several seeds also leas
 
 @dataclass(frozen=True)
 class Table:
-    """Words in cells. key: kind of inputs and what the table is about, such as "image only: wait, moving"."""
+    """Words in cells. key: kind of inputs and what the table is about, such as "image only: ready, moving"."""
 
     key: str
     title: str
@@ -140,14 +142,14 @@ def _more(figures: dict[str, Any], inputs: str) -> Table:
               "within 1 sigma, %", "within 2 sigma, %"]  # fmt: skip
     rows = []
     for row in _rows(figures, inputs):
-        cell = cell_of(row, "wait", "moving", last)
-        latent = row.get("latents", {}).get("wait", {}).get(str(last), {})
+        cell = cell_of(row, MAIN, "moving", last)
+        latent = row.get("latents", {}).get(MAIN, {}).get(str(last), {})
         if cell or latent:
             accuracy = [_cell(cell.get(name), 100, 1) for name in ("within_2", "within_10")]
             latents = [_cell(latent.get(name), 1, 3) for name in ("l1", "cosine")]
             sigma = [_cell(cell.get(name), 100, 1) for name in ("sigma_1", "sigma_2")]
-            rows.append([_label(figures, row, "wait"), *accuracy, _cell(cell.get("velocity"), 100), *latents, *sigma])
-    words = f"Accuracy, velocities, latents and sigma over {last} steps ({inputs}; wait, told, moving hand)"
+            rows.append([_label(figures, row, MAIN), *accuracy, _cell(cell.get("velocity"), 100), *latents, *sigma])
+    words = f"Accuracy, velocities, latents and sigma over {last} steps ({inputs}; {MAIN}, told, moving hand)"
     return Table(f"{inputs}: more", words, header, rows)
 
 
@@ -156,13 +158,13 @@ def _seeds(figures: dict[str, Any], inputs: str) -> Table:
     last = figures["horizons"][-1]
     rows = []
     for row in _rows(figures, inputs):
-        cell = cell_of(row, "wait", "moving", last)
+        cell = cell_of(row, MAIN, "moving", last)
         if len(row["seeds"]) > 1 and cell:
             spread = (f"{_number(v[3], 100, 2)} to {_number(v[4], 100, 2)}" for v in (cell["ade"], cell.get("fde"))
                       if v is not None)  # fmt: skip
             rows.append([row["row"], ", ".join(map(str, row["seeds"])), *spread])
             rows[-1] += [NOTHING] * (4 - len(rows[-1]))
-    words = f"Least and most of the training seeds, cm ({inputs}; wait, told, moving hand)"
+    words = f"Least and most of the training seeds, cm ({inputs}; {MAIN}, told, moving hand)"
     return Table(f"{inputs}: seeds", words, ["row", "seeds", f"ADE {last}", f"FDE {last}"], rows)
 
 
@@ -173,7 +175,7 @@ def _gaps(figures: dict[str, Any], inputs: str) -> Table:
         found = [shares.get((k, metric)) for k in figures["horizons"]]
         if any(share is not None and share[0] is not None for share in found):
             rows.append([metric.upper(), *(_cell(share, 100, 0) for share in found)])
-    words = f"Share of the gap between unguided and oracle that guided closes, % ({inputs}; wait, told, moving hand)"
+    words = f"Share of the gap between unguided and oracle that guided closes, % ({inputs}; {MAIN}, told, moving hand)"
     return Table(f"{inputs}: gap", words, ["error", *(f"{k} steps" for k in figures["horizons"])], rows)
 
 
