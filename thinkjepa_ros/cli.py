@@ -134,6 +134,8 @@ _SENTENCES = {
     "thinkjepa_ros.evaluation.runs": "RunError",
     "thinkjepa_ros.jepa.forecaster": "ForecastError",
     "thinkjepa_ros.thinker.errors": "ThinkerError",
+    "thinkjepa_ros.evaluation.cue_reach.live": "LiveError",
+    "thinkjepa_ros.train.cache": "CacheError",
     "thinkjepa_ros.train.run": "Stopped",
 }
 
