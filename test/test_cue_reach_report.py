@@ -62,7 +62,7 @@ def test_the_file_holds_what_was_reported_in_strict_json(contents, tmp_path):
 
 def test_the_main_table_is_first_and_says_what_the_json_says(contents):
     markdown = report.markdown(contents)
-    title = "Told, cue gone, reach not begun: the hand that moves (image only"
+    title = "Told, cue gone, ready, reach not begun: the hand that moves (image only"
     assert markdown.startswith(f"**{title}")
     rows, header = lines_of(markdown, title)
     assert header == ["row", "ADE 8", "ADE 16", "ADE 32", "FDE 32", "within 5 cm, %", "minus unguided, cm"]

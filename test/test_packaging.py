@@ -114,7 +114,7 @@ def test_every_message_package_in_use_is_a_dependency(manifest):
 
 def test_every_third_party_import_is_required():
     known = {"cv2": "opencv-python-headless", "PIL": "pillow", "qwen_vl_utils": "qwen-vl-utils"}
-    optional = {"tensorboard", "launch", "launch_ros", "torchao", "qwen-vl-utils"}
+    optional = {"matplotlib", "tensorboard", "launch", "launch_ros", "torchao", "qwen-vl-utils"}
     declared = requirements("runtime") | requirements("sim")
     used = imported(ROOT / "thinkjepa_ros") - set(sys.stdlib_module_names) - {"thinkjepa_ros", "rclpy"}
     used = {known.get(name, name) for name in used if not name.endswith(("_msgs", "_srvs", "_interfaces"))} - optional

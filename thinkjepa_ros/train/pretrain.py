@@ -271,7 +271,7 @@ def train(
         ramp = context_ramp(step, round(RAMP[0] * steps), round(RAMP[1] * steps), recipe.context)
         found = losses(run.random(step), ramp)
         rate = run.optimizer.param_groups[0]["lr"]
-        norm = run.update(found.total)
+        norm = run.update(found.total / run.group.world)  # every process computes the whole batch
         momentum = 0.0  # the target is the encoder itself
         if net.target is not None:
             momentum = objectives.momentum(step, steps - 1, recipe.momentum, recipe.momentum_end)
@@ -329,7 +329,8 @@ def pretrain(
     }
     domain = ", ".join(sorted({e.domain for e in episodes}))
     manifest = checkpoints.Manifest(KIND, f"thinkjepa-encoder-{__version__}", asdict(config), True, domain, training)
-    checkpoints.save(out, manifest, net.result.state_dict())
+    if done.group.first:
+        checkpoints.save(out, manifest, net.result.state_dict())
     return reading
 
 
