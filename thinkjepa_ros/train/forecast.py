@@ -2,8 +2,8 @@
 
 Losses: distance of the forecast joints (metres), smooth L1 of the predicted latents (future frames are targets only),
 and the likelihood of the distance under the predicted sigma. Every origin is taken twice, with and without guidance:
-dropping it at random (a share of 0.3) left the unguided mode of the model 5 % behind one trained without a thinker. The
-observed pose (anchor) is given at random.
+dropped at random in a share of them, it left the unguided mode behind a model trained without a thinker. The observed
+pose (anchor) is given at random.
 """
 
 from __future__ import annotations
