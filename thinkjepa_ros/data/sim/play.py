@@ -66,16 +66,15 @@ class Player:
         idle = s.hands["right"].at(t)
         up = min_jerk((t - time.reach) / s.reach.ready_s + 1)
         yaw = natural_yaw(idle, s.elbow["right"])
-        idle = idle + np.array([0, 0, s.reach.ready_lift * up])
-        pitch = s.reach.rest_pitch + s.reach.ready_pitch * up
+        idle = idle + np.array([0, -s.reach.ready_back, s.reach.ready_lift]) * up
         if t < time.reach:
-            return idle, tilt(yaw, pitch, s.reach.rest_roll), s.reach.rest_grip * (1 - up)
+            return idle, tilt(yaw, s.reach.rest_pitch, s.reach.rest_roll), s.reach.rest_grip * (1 - up)
         if t < time.grasp:
             u = (t - time.reach) / (time.grasp - time.reach)
             m = min_jerk(u)
             position = idle + (h.take - idle) * m + np.array([0, 0, s.reach.lift * bump(u)])
             yaw = yaw * (1 - m) + h.take_yaw * m
-            pitch = pitch + (s.reach.pitch - pitch) * m
+            pitch = s.reach.rest_pitch + (s.reach.pitch - s.reach.rest_pitch) * m
             roll = s.reach.rest_roll + (s.reach.roll - s.reach.rest_roll) * m
             return position, tilt(yaw, pitch, roll), 0.0
         if t < time.transport:

@@ -73,8 +73,9 @@ class Timeline:
 class Reach:
     """Style of the reach and the transport: angles in rad, lifts in metres, grips 0..1.
 
-    Within the last `ready_s` of the wait the hand gets ready: it rises by `ready_lift` and its fingers open and lift by
-    `ready_pitch`, whatever the intent. Like the go signal of a delayed-reach task it tells when, and not where to.
+    Within the last `ready_s` of the wait the hand gets ready: it opens, rises by `ready_lift` and draws back by
+    `ready_back` (or it would cover what it is about to take), whatever the intent. Like the go signal of a delayed-reach
+    task it tells when, and not where to.
     """
 
     pitch: float
@@ -86,7 +87,7 @@ class Reach:
     carry: float
     ready_s: float
     ready_lift: float
-    ready_pitch: float
+    ready_back: float
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,8 @@ def draw(split: str, seed: int) -> Script:
         lift=moves.uniform(0.02, 0.07),
         carry=moves.uniform(0.07, 0.13),
         ready_s=ready_s,
-        ready_lift=ready.uniform(0.05, 0.08),
-        ready_pitch=ready.uniform(0.15, 0.35),
+        ready_lift=ready.uniform(0.03, 0.05),
+        ready_back=ready.uniform(0.04, 0.06),
     )
     camera = _stream(seed, "camera")
     ball_moves = camera.random() < 0.3
