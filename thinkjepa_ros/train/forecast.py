@@ -142,6 +142,19 @@ def thoughts(
     return Payload.pooled(tracks.pyramids[torch.from_numpy(np.maximum(found, 0))], present, weights)
 
 
+def motion_losses(
+    displacement: Tensor, log_sigma: Tensor, target: Tensor, known: Tensor, count: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Mean distance in metres, and how unlikely it is under sigma (a normal distribution on every axis), per joint.
+
+    displacement, target [B, T, J, 3], log_sigma and known [B, T, J]; count: known joints in the whole batch.
+    """
+    squared = (displacement - target).square().sum(-1)
+    distance = (squared.add(1e-8).sqrt() * known).sum() / count
+    likelihood = ((3 * log_sigma + squared.detach() / (2 * (2 * log_sigma).exp())) * known).sum() / count
+    return distance, likelihood
+
+
 def losses(
     net: ForecastNet, future: Future, b: Batch, group: distributed.Group = distributed.ALONE
 ) -> tuple[Tensor, dict[str, float]]:
@@ -150,9 +163,7 @@ def losses(
     displacement, log_sigma, latents = future(w, b.poses, b.payload)
     known = w.future.isfinite().all(-1)
     target = torch.where(known[..., None], w.future - b.poses[:, -1:], 0.0)
-    squared = (displacement - target).square().sum(-1)
-    distance = (squared.add(1e-8).sqrt() * known).sum() / b.count
-    likelihood = ((3 * log_sigma + squared.detach() / (2 * (2 * log_sigma).exp())) * known).sum() / b.count
+    distance, likelihood = motion_losses(displacement, log_sigma, target, known, b.count)
     weight = w.latents_known[..., None, None] / (b.tubelets * w.latents[0, 0].numel())
     latent = (F.smooth_l1_loss(latents, w.latents, reduction="none") * weight).sum()
     with torch.no_grad():

@@ -229,10 +229,8 @@ def _train_states(
         displacement, log_sigma = net(pyramid, poses)
         known = future.isfinite().all(-1)
         target = torch.where(known[..., None], future - poses[:, None], 0.0)
-        squared = (displacement - target).square().sum(-1)
         count = known.sum().clamp(min=1)
-        distance = (squared.add(1e-8).sqrt() * known).sum() / count
-        likelihood = ((3 * log_sigma + squared.detach() / (2 * (2 * log_sigma).exp())) * known).sum() / count
+        distance, likelihood = forecast.motion_losses(displacement, log_sigma, target, known, count)
         norm = run.update(10 * distance + 0.02 * likelihood)
         run.note(ade_cm=100 * distance.item(), grad=norm)
     return run
