@@ -112,7 +112,8 @@ def test_latents_are_compared_where_they_are_known_and_up_to_the_horizon():
                         each[1].append(np.mean([u @ v / np.sqrt(u @ u * (v @ v)) for u, v in zip(a, b, strict=True)]))
                 l1.append(mean(each[0]))
                 cosine.append(mean(each[1]))
-            np.testing.assert_allclose(row.latents[list(GROUPS).index("ready"), e, k], [mean(l1), mean(cosine)], rtol=1e-4)
+            ours = row.latents[list(GROUPS).index("ready"), e, k]
+            np.testing.assert_allclose(ours, [mean(l1), mean(cosine)], rtol=1e-4)
 
 
 def test_the_error_at_each_step_is_that_of_the_moving_hand_in_the_main_group():
