@@ -43,6 +43,26 @@ def evaluate_calibrate(
     run(shipped(model), data, limit=limit)
 
 
+@evaluate.command("encoder")
+def evaluate_encoder(
+    data: Annotated[Path, typer.Argument(help="Folder of simulated episodes that no encoder was trained on.")],
+    train: Annotated[Path, typer.Option(help="Training episodes: the readout of the things is fitted on them.")],
+    model: Annotated[
+        list[Path] | None, typer.Option(help="Checkpoint folder; give it several times. The first is compared with.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=2, help="Use only the first episodes.")] = 150,
+    train_limit: Annotated[int, typer.Option(min=2, help="Fit on only the first training episodes.")] = 300,
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+) -> None:
+    """What frozen encoders know of a scene, side by side: where the joints are, and where the cubes and trays are.
+
+    For comparing recipes of `thinkjepa train encoder`, the untrained control ("random") among them.
+    """
+    from ..evaluation.encoders import evaluate as run
+
+    run([shipped(folder) for folder in model or [MINI]], data, train, limit=limit, train_limit=train_limit, out=out)
+
+
 @evaluate.command("thinker")
 def evaluate_thinker(
     data: Annotated[Path, typer.Argument(help="Folder of episodes the thinker was not trained on.")],

@@ -74,8 +74,8 @@ class Reach:
     """Style of the reach and the transport: angles in rad, lifts in metres, grips 0..1.
 
     Within the last `ready_s` of the wait the hand gets ready: it opens, rises by `ready_lift` and draws back by
-    `ready_back` (or it would cover what it is about to take), whatever the intent. Like the go signal of a delayed-reach
-    task it tells when, and not where to.
+    `ready_back` (or it would cover what it is about to take), whatever the intent. Like the go signal of a
+    delayed-reach task it tells when, and not where to.
     """
 
     pitch: float
