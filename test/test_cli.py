@@ -17,7 +17,8 @@ COMMANDS = [
     ["demo"], ["import"], ["think"], ["data", "sim"], ["data", "bag"], ["data", "sheet"],
     ["train", "all"], ["train", "encoder"], ["train", "thinker"], ["train", "cache"], ["train", "forecast"],
     ["train", "subgoal"], ["train", "table"], ["train", "pretrain"], ["train", "untrained"],
-    ["evaluate", "cue-reach"], ["evaluate", "encoder"], ["evaluate", "thinker"], ["evaluate", "forecast"], ["evaluate", "calibrate"],
+    ["evaluate", "cue-reach"], ["evaluate", "encoder"], ["evaluate", "thinker"], ["evaluate", "forecast"],
+    ["evaluate", "calibrate"],
     ["bench", "transport"], ["bench", "graph"], ["bench", "jepa"], ["bench", "thinker"],
 ]  # fmt: skip
 
