@@ -1,0 +1,73 @@
+"""What the cue-reach table is tested with: a simulated episode of every split, a small network, noise as thoughts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import torch
+from training_kit import CAMERA, think
+
+from thinkjepa_ros.data.episode import JOINT_NAMES, Episode
+from thinkjepa_ros.evaluation.cue_reach.origins import Truth, truth_of
+from thinkjepa_ros.evaluation.cue_reach.rows import Scene
+from thinkjepa_ros.jepa import model
+from thinkjepa_ros.jepa.encoder import EncoderConfig
+from thinkjepa_ros.jepa.predictor import PredictorConfig
+from thinkjepa_ros.train import cache
+from thinkjepa_ros.train.tracks import Tracks
+
+CONTEXT, TUBELETS, STEPS, STEP_S = 8, 8, 4, 0.1
+HORIZON = TUBELETS * STEPS
+EPISODES = (("lamp", 1), ("distractor", 2), ("text", 3), ("none", 4), ("lamp", 5), ("none", 6))
+
+
+@functools.cache
+def episode(split: str, seed: int) -> Episode:
+    """64 pixels, 10 Hz."""
+    from thinkjepa_ros.data.sim.play import make_episode
+
+    return make_episode(split, seed, 64, 64, 10.0)
+
+
+def episodes(count: int = 4) -> list[Episode]:
+    return [episode(*which) for which in EPISODES[:count]]
+
+
+def small_net(seed: int = 0, **predictor: object) -> model.ForecastNet:
+    """A network that is not trained but moves joints, and listens to its guide."""
+    torch.manual_seed(seed)
+    sizes = {"context": CONTEXT, "tubelets": TUBELETS, "tubelet_steps": STEPS, "pooled": 2, "width": 24, "depth": 3}
+    guide = {"heads": 2, "guide_layers": 2, "guide_width": 6}
+    config = PredictorConfig(**{**sizes, **guide, **predictor})  # type: ignore[arg-type]
+    encoder = EncoderConfig(image_size=64, width=24, depth=1, heads=2)
+    net = model.ForecastNet(model.ModelConfig(encoder, config, JOINT_NAMES, CAMERA))
+    torch.nn.init.normal_(net.motion.out.weight, std=0.1)
+    if net.predictor.guide is not None:
+        torch.nn.init.constant_(net.predictor.guide.gate, 0.5)
+    return net.eval().requires_grad_(False)
+
+
+@functools.cache
+def shard(split: str, seed: int) -> cache.Shard:
+    return cache.Maker(small_net(), think, "noise").make(episode(split, seed))
+
+
+def shards(count: int = 4) -> list[cache.Shard]:
+    return [shard(*which) for which in EPISODES[:count]]
+
+
+def make_scene(some: Sequence[Episode], tracks: Tracks) -> Scene:
+    return Scene(tracks, make_truth(some, tracks), CONTEXT)
+
+
+def make_truth(some: Sequence[Episode], tracks: Tracks) -> Truth:
+    return truth_of(
+        some, tracks, context=CONTEXT, tubelets=TUBELETS, steps=STEPS, joint_names=JOINT_NAMES, step_s=STEP_S
+    )
+
+
+def with_tracks(scene: Scene, **changes: object) -> Scene:
+    """The same origins over tracks of which something is changed."""
+    return dataclasses.replace(scene, tracks=dataclasses.replace(scene.tracks, **changes))  # type: ignore[arg-type]
