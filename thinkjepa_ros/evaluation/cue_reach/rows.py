@@ -19,7 +19,7 @@ from ...jepa.model import ForecastNet
 from ...train.forecast import thoughts
 from ...train.table import ORACLE_SCALE, StatesToMotion, intent_word, states_of
 from ...train.tracks import Tracks, Window
-from .. import baselines
+from .. import baselines, metrics
 from .origins import GROUPS, Truth
 
 IMAGE, POSE = "image only", "observed pose"
@@ -110,7 +110,7 @@ def fitted(scene: Scene, train: Tracks, origins: np.ndarray, groups: np.ndarray)
     for group in range(len(GROUPS)):
         chosen = origins[groups == group]
         moved = train.ahead(chosen, scene.horizon).numpy() - past_of(train, chosen, POSE, 1)[:, :1]
-        same[group] = np.nanmean(moved, 0)
+        same[group] = _carried_on(metrics.nanmean(moved, 0))
     for inputs in INPUTS:
         now = scene.past(inputs)[:, -1:]
         yield Prediction("mean displacement", inputs, 0, (now + overall).astype(np.float32))
@@ -120,6 +120,14 @@ def fitted(scene: Scene, train: Tracks, origins: np.ndarray, groups: np.ndarray)
         ridge = Ridge.fit(_features(past), moved, train.episode[samples])
         found = ridge(_features(scene.past(inputs))).reshape(len(now), scene.horizon, *now.shape[2:])
         yield Prediction("ridge on past joints", inputs, 0, (now + found).astype(np.float32))
+
+
+def _carried_on(mean: np.ndarray) -> np.ndarray:
+    """A mean [T, J, 3] that stays what it was at the last step that some training episode reaches: a longer test
+    episode has an answer, too. All NaN where no episode has the group.
+    """
+    last = np.maximum.accumulate(np.where(np.isfinite(mean), np.arange(len(mean))[:, None, None], 0), 0)
+    return np.take_along_axis(mean, last, 0)
 
 
 def _features(past: np.ndarray) -> np.ndarray:
@@ -289,8 +297,7 @@ def best_of(scene: Scene, candidates: list[list[Prediction]], row: str) -> list[
     for k, inputs in enumerate(INPUTS):
         stacked = np.stack([c[k].positions for c in candidates])
         error = np.linalg.norm(stacked - scene.truth.future, axis=-1)
-        with np.errstate(invalid="ignore"):
-            mean = np.nanmean(error.reshape(*error.shape[:2], -1), -1)
+        mean = metrics.nanmean(error, (2, 3))
         best = np.nan_to_num(mean, nan=np.inf).argmin(0)
         made.append(Prediction(row, inputs, candidates[0][k].seed, stacked[best, np.arange(len(best))]))
     return made
