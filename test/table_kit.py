@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from training_kit import CAMERA, think
@@ -16,6 +20,8 @@ from thinkjepa_ros.jepa import model
 from thinkjepa_ros.jepa.encoder import EncoderConfig
 from thinkjepa_ros.jepa.predictor import PredictorConfig
 from thinkjepa_ros.train import cache
+from thinkjepa_ros.train.run import Run, Stopped
+from thinkjepa_ros.train.table import Lessons, Trial, train_table
 from thinkjepa_ros.train.tracks import Tracks
 
 CONTEXT, TUBELETS, STEPS, STEP_S = 8, 8, 4, 0.1
@@ -71,3 +77,41 @@ def make_truth(some: Sequence[Episode], tracks: Tracks) -> Truth:
 def with_tracks(scene: Scene, **changes: object) -> Scene:
     """The same origins over tracks of which something is changed."""
     return dataclasses.replace(scene, tracks=dataclasses.replace(scene.tracks, **changes))  # type: ignore[arg-type]
+
+
+def pack(tracks: Tracks) -> dict[str, object]:
+    """Tracks as plain arrays, to be given to another process."""
+    return {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in vars(tracks).items()}
+
+
+def train_table_in_a_process(
+    out: Path, packed: dict[str, Any], trials: Sequence[Trial], steps: int, pause_s: float
+) -> None:
+    """`table.train_table` that saves after every step and takes its time. Exit code 3: it was asked to stop."""
+    torch.set_num_threads(1)
+    tracks = Tracks(**{
+        name: torch.from_numpy(value) if Tracks.__annotations__[name] == "Tensor" else value
+        for name, value in packed.items()
+    })  # fmt: skip
+    begin, update = Run.__post_init__, Run.update
+
+    def prepared(run: Run) -> None:
+        run.save_every_s = 0.0
+        begin(run)
+
+    def slow(run: Run, loss: torch.Tensor) -> float:
+        time.sleep(pause_s)
+        return update(run, loss)
+
+    Run.__post_init__, Run.update = prepared, slow  # type: ignore[method-assign]
+    try:
+        train_trials(out, tracks, trials, steps)
+    except Stopped:
+        sys.exit(3)
+
+
+def train_trials(out: Path, tracks: Tracks, trials: Sequence[Trial], steps: int, **changes: Any) -> None:
+    """`table.train_table` over one small encoder; the oracle's words come from `tracks` as they are."""
+    lesson = Lessons(small_net(), tracks, tracks)
+    options = {"steps": steps, "batch_size": 4, "lr": 1e-3, "describe": {"data": "x"}, "dtype": "float32", **changes}
+    train_table(lambda _: lesson, out, trials, **options)
