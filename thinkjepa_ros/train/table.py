@@ -26,6 +26,7 @@ from ..jepa import model
 from ..jepa.guidance import LayerMap, Mode
 from ..jepa.readout import bounded_log_sigma
 from . import forecast
+from .mini import settled_dtype
 from .run import Run
 from .tracks import Tracks
 
@@ -162,7 +163,7 @@ def train_trial(
         seed=trial.seed + 1,
         describe=describe,
         streams=trial.streams,
-        dtype=dtype,
+        dtype=settled_dtype(dtype, torch.device("cpu"), net.config.predictor.width, folder / "run" / "dtype"),
     )
     model.save(folder, net, f"cue-reach {trial.name}", trained=True, domain="simulation",
                training=_record(run, describe))  # fmt: skip
@@ -296,13 +297,15 @@ def train_table(
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[bool]:
-    """Whether this process has `folder` for itself. The lock ends with the process, however it ends."""
+def claimed(folder: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether this process has `folder` for itself; with `wait` it has, once no other does. The lock ends with the
+    process, however it ends.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             yield False
             return
         yield True
