@@ -65,7 +65,7 @@ def train_table(
 def _random_encoder(data: Path, out: Path, threads: int) -> Path:
     """The control: an encoder as it was drawn, under a trained pose readout."""
     folder = out / "random_encoder"
-    with table.claimed(folder):
+    with table.claimed(folder, wait=True):
         if not (folder / checkpoints.MANIFEST).exists():
             run = folder / "run"
             train_encoder(data, folder, run=run, recipe="random", steps=RANDOM_STEPS, threads=threads)
