@@ -11,7 +11,7 @@ from .. import metrics
 from ..bootstrap import Interval, bootstrap_mean, paired_bootstrap
 from . import rows
 from .evaluate import Bench
-from .live import AtOrigins, LiveRun, at_origins
+from .live import AtOrigins, LiveError, LiveRun, at_origins
 from .origins import GROUPS, MAIN
 
 #: Steps over which live and offline are compared.
@@ -37,7 +37,7 @@ def until_ns(bench: Bench, numbers: Sequence[int]) -> list[int]:
 def compare(bench: Bench, numbers: Sequence[int], guided: LiveRun, unguided: LiveRun) -> dict[str, Any]:
     """Errors of the moving hand at the main origins of the played episodes (in the order of the runs), live and
     offline, and the share of the guided gain that is lost live. Origins without a live forecast are counted, and left
-    out of every row.
+    out of every row. Raises LiveError where none is left.
     """
     truth = bench.truth
     where = np.flatnonzero((truth.group == GROUPS.index(MAIN)) & np.isin(truth.episode, numbers))
@@ -51,6 +51,11 @@ def compare(bench: Bench, numbers: Sequence[int], guided: LiveRun, unguided: Liv
     positions["hold"] = held.positions[where]
     answered = np.logical_and.reduce([np.isfinite(p).all((1, 2, 3)) for p in positions.values()])
     kept = where[answered]
+    if not len(kept):
+        raise LiveError(
+            f"at none of the {len(where)} main origins did both runs publish a forecast; look at the logs beside the "
+            "recordings, or play on a machine with less other work"
+        )
     present, future, episode = truth.present[kept], truth.future[kept], truth.episode[kept]
     moving = metrics.moving_joints(present, future, metrics.joint_groups(truth.joint_names))
     errors, ends = {}, {}

@@ -207,8 +207,8 @@ def evaluate(sources: Sources, out: Path, command: Sequence[str] = ()) -> dict[s
     return contents
 
 
-def thoughts_right(bench: Bench) -> float:
-    """Share of the main origins at which the newest thought names cube and tray rightly."""
+def thoughts_right(bench: Bench) -> float | None:
+    """Share of the main origins at which the newest thought names cube and tray rightly; None where none was told."""
     main = bench.scene.group(origins.MAIN)
     main = main[bench.truth.told[main]]
     found = bench.tracks.thought_before(bench.truth.sample[main], rows.AGE_NS)
@@ -217,4 +217,4 @@ def thoughts_right(bench: Bench) -> float:
         intent = bench.episodes[number].intent
         wanted = f"{intent['cube']} cube, {intent['tray']} tray" if intent else ""
         right.append(k >= 0 and bench.tracks.texts[k].strip() == wanted)
-    return float(np.mean(right)) if right else float("nan")
+    return float(np.mean(right)) if right else None
