@@ -153,6 +153,12 @@ def test_seeds_of_a_trial_begin_with_other_weights(tracks: Tracks, tmp_path: Pat
 # ---------------------------------------------------------------- training one
 
 
+def test_a_trial_with_a_comma_in_its_name_can_be_read_again(tracks: Tracks, tmp_path: Path) -> None:
+    trial = next(t for t in TRIALS if "," in t.name)
+    train_trials(tmp_path, tracks, [trial], 1)
+    assert model.load(tmp_path / trial.folder)[1].model_id == f"cue-reach-{trial.folder}"
+
+
 def test_a_trial_that_is_done_is_not_done_again_and_not_with_other_settings(told: Tracks, tmp_path: Path) -> None:
     train_trials(tmp_path, told, [ORACLE], 2)
     folder = tmp_path / "oracle_intent_0"

@@ -54,6 +54,10 @@ class Trial:
     def folder(self) -> str:
         return f"{self.name.replace(', ', '_').replace(' ', '_').replace('-', '_').lower()}_{self.seed}"
 
+    @property
+    def model_id(self) -> str:
+        return f"cue-reach-{self.folder}"
+
 
 #: The trainings of the table. "guided" with seed 0 is the shipped model.
 TRIALS = (
@@ -145,7 +149,7 @@ def train_trial(
         states = StatesToMotion(StatesConfig.of(base.config, tracks))
         run = _train_states(states, tracks, folder, trial, steps=steps, lr=lr, describe=describe)
         config, weights = dataclasses.asdict(states.config), states.state_dict()
-        manifest = Manifest(KIND, f"cue-reach {trial.name}", config, True, "simulation", _record(run, describe))
+        manifest = Manifest(KIND, trial.model_id, config, True, "simulation", _record(run, describe))
         checkpoints.save(folder, manifest, weights)
         return folder
     net = model.ForecastNet(configure(base.config, trial, tracks))
@@ -165,7 +169,7 @@ def train_trial(
         streams=trial.streams,
         dtype=settled_dtype(dtype, torch.device("cpu"), net.config.predictor.width, folder / "run" / "dtype"),
     )
-    model.save(folder, net, f"cue-reach {trial.name}", trained=True, domain="simulation",
+    model.save(folder, net, trial.model_id, trained=True, domain="simulation",
                training=_record(run, describe))  # fmt: skip
     return folder
 
