@@ -317,7 +317,7 @@ def test_the_random_encoder_comes_last_and_each_encoder_is_asked_for_once(
 
 def test_states_alone_teach_a_model_that_learns_from_them(tracks: Tracks, tmp_path: Path) -> None:
     trial = next(t for t in TRIALS if t.source == "states")
-    train_trials(tmp_path, tracks, [trial], 250, lr=3e-3)
+    train_trials(tmp_path, tracks, [trial], 160, lr=3e-3)
     states = table.load_states(tmp_path / trial.folder)
     torch.manual_seed(0)
     fresh = StatesToMotion(states.config).eval()
