@@ -147,3 +147,9 @@ def test_an_episode_without_a_thought_borrows_none(episodes: list[Episode], shar
     first = tracks.thought_before(np.arange(len(tracks)), 0)
     assert (first[: len(silent.index)] == -1).all() and first[-1] == len(shards[1].thought_ns) - 1
     assert torch.equal(tracks.pyramids, shards[1].pyramids)
+
+
+def test_a_cache_without_any_thought_is_refused(tracks: Tracks) -> None:
+    silent = dataclasses.replace(tracks, thought_ns=tracks.thought_ns[:0], pyramids=tracks.pyramids[:0])
+    with pytest.raises(ValueError, match="holds no thoughts"):
+        silent.thought_before(np.arange(8, 10), 0)

@@ -138,7 +138,12 @@ class Tracks:
         return torch.einsum("btjk,bkl->btjl", points - place, self.rotation[origin])
 
     def thought_before(self, samples: np.ndarray, age_ns: np.ndarray | int) -> np.ndarray:
-        """Number of the newest thought over frames at least `age_ns` older than each sample, -1 where there is none."""
+        """Number of the newest thought over frames at least `age_ns` older than each sample, -1 where there is none.
+
+        Raises ValueError if there is not a single thought: then nobody thought, which is another thing.
+        """
+        if not len(self.thought_ns):
+            raise ValueError("the cache holds no thoughts; fill it with a thinker (`thinkjepa train cache --thinker`)")
         samples = np.asarray(samples)
         latest = self.stamps_ns[samples] - age_ns
         found = np.empty(len(samples), np.int64)
