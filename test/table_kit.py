@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from training_kit import CAMERA, think
 
 from thinkjepa_ros.data.episode import JOINT_NAMES, Episode
 from thinkjepa_ros.evaluation.cue_reach.origins import Truth, truth_of
-from thinkjepa_ros.evaluation.cue_reach.rows import Scene
+from thinkjepa_ros.evaluation.cue_reach.rows import Prediction, Scene
 from thinkjepa_ros.jepa import model
 from thinkjepa_ros.jepa.encoder import EncoderConfig
 from thinkjepa_ros.jepa.predictor import PredictorConfig
@@ -115,3 +116,13 @@ def train_trials(out: Path, tracks: Tracks, trials: Sequence[Trial], steps: int,
     lesson = Lessons(small_net(), tracks, tracks)
     options = {"steps": steps, "batch_size": 4, "lr": 1e-3, "describe": {"data": "x"}, "dtype": "float32", **changes}
     train_table(lambda _: lesson, out, trials, **options)
+
+
+def same(one: Sequence[Prediction], other: Sequence[Prediction], where: np.ndarray | slice = slice(None)) -> bool:
+    """Bit-equal at these origins, whatever the rows are called."""
+    return all(
+        np.array_equal(getattr(a, name)[where], getattr(b, name)[where], equal_nan=True)
+        for a, b in zip(one, other, strict=True)
+        for name in ("positions", "sigma", "latents")
+        if getattr(a, name) is not None
+    )

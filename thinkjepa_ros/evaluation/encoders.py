@@ -132,7 +132,7 @@ def evaluate(
     rows: list[Row] = []
     for folder in models:
         net, manifest = jepa_model.load(folder)
-        readout = fit_things(net, look(net, learned, f"{folder.name}: training episodes"))
+        readout = fit_things(net, look(net, learned, f"{folder.name}: training episodes"), STEPS)
         seen = look(net, scored, f"{folder.name}: test episodes")
         with torch.inference_mode():
             off = (readout(seen.latents) - seen.things).norm(dim=-1).mean(1).numpy()
