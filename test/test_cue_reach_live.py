@@ -113,7 +113,7 @@ def test_thoughts_guide_only_the_episode_they_are_about(tmp_path, episodes, mini
         guided = live.weight > 0
         assert guided.any()
         assert (live.stamps_ns[guided] - live.age_s[guided] * 1e9 >= begin - 1e6).all()
-        # the next instruction comes a moment before the next image: what is thought then comes too late for this episode
+        # the next instruction comes a moment before the next image: what is thought then comes too late to guide
         in_time = [t for t in live.thoughts if t["heard_ns"] <= live.stamps_ns[-1]]
         assert in_time and {t["instruction"] for t in in_time} == {episode.instruction}
         assert all(begin <= t["stamp_ns"] < t["heard_ns"] < begin + 10 * NS for t in live.thoughts)
