@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import metrics
+from .. import baselines, metrics
 from ..bootstrap import Interval, bootstrap_mean, paired_bootstrap
 from . import rows
 from .evaluate import Bench
@@ -47,8 +47,8 @@ def compare(bench: Bench, numbers: Sequence[int], guided: LiveRun, unguided: Liv
     for name, guide in (("guided", rows.by_thinker(bench.scene)), ("thinker silent", rows.nobody)):
         offline = rows.forecasts(bench.scene, bench.net, name, 0, guide, where)
         positions[name] = next(p.positions for p in offline if p.inputs == rows.IMAGE)[where]
-    held = next(p for p in rows.simple(bench.scene) if (p.row, p.inputs) == ("hold", rows.IMAGE))
-    positions["hold"] = held.positions[where]
+    seen = bench.scene.past(rows.IMAGE, truth.sample[where])[:, -1]
+    positions["hold"] = baselines.hold(seen, bench.scene.horizon)
     answered = np.logical_and.reduce([np.isfinite(p).all((1, 2, 3)) for p in positions.values()])
     kept = where[answered]
     if not len(kept):
