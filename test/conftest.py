@@ -25,6 +25,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 atexit.register(shutil.rmtree, os.environ["ROS_LOG_DIR"], ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Nodes keep time: what starts one does not share the machine with other tests (see `make test`)."""
+    for item in items:
+        if "ros_domain" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.alone)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of shared recordings: $THINKJEPA_SHARED, or `shared` beside the repository."""

@@ -17,6 +17,8 @@ from thinkjepa_ros.bridge.messages import guidance_from_message
 from thinkjepa_ros.bridge.serialised import guidance_bytes
 from thinkjepa_ros.values import Guidance
 
+pytestmark = pytest.mark.alone
+
 CPU, PEAK = torch.device("cpu"), roofline.Peak(1e9, 1e9)
 SMALL = thinker_models.Shape(
     "small", 1024, 64, 128, 3, 4, 2, 16, (3, 3, 2), 32, 64, 3, 2, (0, 1, 2), positions=64, image_size=(64, 64)

@@ -11,6 +11,8 @@ from image_kit import BAYER, SMOOTH, compressed, jpeg, png, random_message, resi
 
 from thinkjepa_ros.bridge.images import ENCODINGS, ImageError, check_header, to_rgb
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize("text", ["jpeg", "jpg", "", "rgb8; jpeg compressed bgr8", "bgr8; jpeg compressed bgr8"])
 @pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)])

@@ -27,6 +27,8 @@ from thinkjepa_ros.jepa.forecaster import Forecaster
 from thinkjepa_ros.stream.order import StampGate, Verdict
 from thinkjepa_ros.values import Frame
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parents[1]
 NS = 1_000_000_000
 PLAYED_S = 2.0

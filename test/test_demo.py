@@ -23,6 +23,8 @@ from thinkjepa_ros.demo.run import DemoError, demo, open_source, ros_arguments
 from thinkjepa_ros.demo.supervisor import Child, Supervisor
 from thinkjepa_ros.demo.table import LiveView, line, render
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parents[1]
 NS = 1_000_000_000
 

@@ -22,6 +22,8 @@ from thinkjepa_ros.jepa.forecaster import Forecaster
 from thinkjepa_ros.train.mini import canonical_camera
 from thinkjepa_ros.values import Frame
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

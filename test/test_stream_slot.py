@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from thinkjepa_ros.stream.slot import NewestWins
 
+pytestmark = pytest.mark.alone
+
 
 def test_the_newest_item_comes_out_and_the_displaced_one_is_handed_back():
     slot = NewestWins()

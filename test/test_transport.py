@@ -16,6 +16,8 @@ from thinkjepa_ros.transport import (
     profile_path,
 )
 
+pytestmark = pytest.mark.alone
+
 FASTDDS, FASTRTPS = PROFILE_VARIABLES
 
 
