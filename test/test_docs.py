@@ -2,16 +2,19 @@
 
 import json
 import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from thinkjepa_ros import checkpoints
-from thinkjepa_ros.evaluation import card
 from thinkjepa_ros.jepa import model
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "models" / "mini"
+MARK = re.compile(r"<!-- table ([\w/]+): (.+?) -->")
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "models").rglob("*.md")]
 
 
@@ -20,13 +23,27 @@ def figures() -> dict:
     return json.loads((MINI / "evaluation.json").read_text())
 
 
-def test_the_tables_in_the_documents_are_those_of_the_evaluation(figures: dict) -> None:
-    readme, model_card = (ROOT / "README.md").read_text(), (MINI / "README.md").read_text()
-    assert card.present_table(figures) in readme and card.present_table(figures) in model_card
-    assert card.forecast_table(figures, "moving hand, 32 steps") in readme
-    for title in figures["forecasts"]:
-        assert card.forecast_table(figures, title) in model_card, title
-    assert card.sigma_table(figures) in model_card
+def test_the_tables_in_the_documents_are_those_of_the_evaluations() -> None:
+    run = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "write_tables.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    marked = {document: set(MARK.findall(document.read_text())) for document in DOCUMENTS}
+    assert {("evaluation", "joints now"), ("evaluation", "moving hand, 32 steps")} <= marked[ROOT / "README.md"]
+    assert {("evaluation", "all"), ("evaluation", "sigma")} <= marked[MINI / "README.md"]
+    assert {("thinker/evaluation", "answers"), ("thinker/evaluation", "probe")} <= marked[
+        MINI / "thinker" / "README.md"
+    ]
+
+
+def test_a_table_that_was_edited_by_hand_is_noticed() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "write_tables.py"))
+    text = (ROOT / "README.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| hold |"))
+    assert script["filled"](text) == text
+    assert script["filled"](text.replace(row, row.replace("| hold | ", "| hold | 9"))) == text
+    with pytest.raises(KeyError):
+        script["filled"]("<!-- table evaluation: no such table -->\n<!-- end -->")
 
 
 def test_the_figures_belong_to_the_weights_that_ship(figures: dict) -> None:
@@ -65,9 +82,7 @@ def thinker_figures() -> dict:
     return json.loads((MINI / "thinker" / "evaluation.json").read_text())
 
 
-def test_the_card_of_the_thinker_says_what_was_measured_with_the_weights_that_ship(thinker_figures: dict) -> None:
-    text = (MINI / "thinker" / "README.md").read_text()
-    assert card.answers_table(thinker_figures) in text and card.probe_table(thinker_figures) in text
+def test_the_figures_of_the_thinker_belong_to_the_weights_that_ship(thinker_figures: dict) -> None:
     manifest = checkpoints.read_manifest(MINI / "thinker", "thinker")
     assert manifest.trained and thinker_figures["model"].endswith(manifest.sha256[checkpoints.WEIGHTS][:8])
 
