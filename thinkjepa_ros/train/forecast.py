@@ -115,9 +115,7 @@ def batch(
         weight = np.concatenate((weight, np.zeros(size)))
 
     window = tracks.window(group.mine(samples), p.latents, p.tubelets, p.tubelet_steps)
-    poses = window.poses
-    seen = window.present.isfinite().all(-1, keepdim=True) & torch.from_numpy(group.mine(anchored))[:, None, None]
-    poses = poses + torch.where(seen, window.present - poses[:, -1], 0.0)[:, None]
+    poses, _ = window.anchored(torch.from_numpy(group.mine(anchored)))
     payload = None
     if p.guide_layers:
         payload = thoughts(tracks, group.mine(samples), group.mine(late_ns), group.mine(weight), streams)

@@ -28,6 +28,15 @@ class Window:
     latents: Tensor  # float32 [B, tubelets, p^2, D], pooled latents ahead, mean over the frames of a tubelet
     latents_known: Tensor  # bool [B, tubelets]
 
+    def anchored(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        """Poses [B, C, J, 3] moved joint by joint to where the joints truly are now, and which are known, bool [B, J].
+
+        where: bool [B], windows whose present is observed; joints that are not known stay as they were found.
+        """
+        observed = self.present.isfinite().all(-1) & where[:, None]
+        off = torch.where(observed[..., None], self.present - self.poses[:, -1], 0.0)
+        return self.poses + off[:, None], observed
+
 
 @dataclass(frozen=True)
 class Tracks:

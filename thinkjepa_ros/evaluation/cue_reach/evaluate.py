@@ -139,7 +139,9 @@ class Bench:
         scene, thinker = self.scene, rows.by_thinker(self.scene)
         yield from rows.forecasts(scene, net, "guided", seed, thinker)
         yield from rows.forecasts(scene, net, "guided, thinker silent", seed, rows.nobody)
-        yield from rows.forecasts(scene, net, "shuffled guidance", seed, rows.by_another(scene, self._shuffled), main)
+        other = self._shuffled
+        foreign = main[self.truth.episode[other[main]] != self.truth.episode[main]]  # one alone of its kind has none
+        yield from rows.forecasts(scene, net, "shuffled guidance", seed, rows.by_another(scene, other), foreign)
         if seed:
             return
         for age_s in rows.STALE_S:

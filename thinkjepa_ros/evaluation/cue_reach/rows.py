@@ -305,11 +305,7 @@ def best_of(scene: Scene, candidates: list[list[Prediction]], row: str) -> list[
 
 def _poses(w: Window, inputs: str) -> tuple[Tensor, Tensor]:
     """Poses [B, C, J, 3] as the model takes them, and which joints are observed, bool [B, J]."""
-    observed = w.present.isfinite().all(-1)
-    if inputs == IMAGE:
-        return w.poses, torch.zeros_like(observed)
-    off = torch.where(observed[..., None], w.present - w.poses[:, -1], 0.0)
-    return w.poses + off[:, None], observed
+    return w.anchored(torch.full((len(w.poses),), inputs == POSE))
 
 
 class _Blank:
