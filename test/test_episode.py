@@ -220,5 +220,6 @@ def test_list_episodes(tmp_path: Path, saved: Path) -> None:
     (tmp_path / "dataset.json").write_text("{}")
     assert [p.name for p in list_episodes(tmp_path)] == ["lamp_0000003.h5", "text_0000001.h5"]
     assert [p.name for p in list_episodes(tmp_path, "text")] == ["text_0000001.h5"]
+    assert [p.name for p in list_episodes(tmp_path, limit=1)] == ["text_0000001.h5"], "the lowest seed, of any split"
     with pytest.raises(EpisodeError, match="thinkjepa data sim"):
         list_episodes(tmp_path / "absent")

@@ -56,7 +56,7 @@ def evaluate_cue_reach(
 
     bench = Bench(sources)
     numbers = against_live.chosen(bench, episodes)
-    files = list_episodes(data)[:limit]
+    files = list_episodes(data, limit=limit)
     play = [files[n] for n in numbers]
     until = against_live.until_ns(bench, numbers)
     runs = [

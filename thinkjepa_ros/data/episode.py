@@ -316,13 +316,16 @@ def _kind(array: np.ndarray) -> str:
     return f"{array.dtype} {list(array.shape)}"
 
 
-def list_episodes(folder: str | Path, split: str | None = None) -> list[Path]:
+def list_episodes(folder: str | Path, split: str | None = None, limit: int | None = None) -> list[Path]:
     """Episode files in `folder`, sorted by name; only those of `split` when it is given (names are split_seed.h5).
 
-    Raises EpisodeError when the folder is not there.
+    limit: only those with the lowest seeds, so that a part of mixed episodes is mixed, too. Raises EpisodeError when
+    the folder is not there.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise EpisodeError(f"There is no folder {folder}; make episodes with `thinkjepa data sim {folder}`.")
     pattern = f"{split}_*{SUFFIX}" if split else f"*{SUFFIX}"
-    return sorted(p for p in folder.glob(pattern) if not p.name.startswith("."))
+    paths = [p for p in folder.glob(pattern) if not p.name.startswith(".")]
+    paths.sort(key=lambda p: (p.stem.rpartition("_")[2].zfill(20), p.name))
+    return sorted(paths[:limit])

@@ -22,7 +22,7 @@ def load_folder(folder: str | Path, limit: int | None = None, split: str | None 
     """Every episode of a folder (images stay JPEG in memory), with a progress bar. Raises EpisodeError."""
     from rich.progress import track
 
-    paths = list_episodes(folder, split)[:limit]
+    paths = list_episodes(folder, split, limit)
     if not paths:
         raise EpisodeError(f"There are no episodes in {folder}; make some with `thinkjepa data sim {folder}`.")
     return [Episode.load(p) for p in track(paths, f"Reading {Path(folder).name}", transient=True)]
@@ -31,7 +31,7 @@ def load_folder(folder: str | Path, limit: int | None = None, split: str | None 
 def data_hash(folder: Path, limit: int | None) -> str:
     """One hash over the names and contents of the episodes."""
     digest = hashlib.sha256()
-    for path in list_episodes(folder)[:limit]:
+    for path in list_episodes(folder, limit=limit):
         digest.update(json.dumps([path.name, path.stat().st_size]).encode())
         with path.open("rb") as file:
             digest.update(file.read(512))  # the user block of an episode holds the SHA-256 of the rest

@@ -21,10 +21,13 @@ AFTER_S = 0.25
 
 
 def chosen(bench: Bench, count: int) -> list[int]:
-    """Numbers of the first `count` episodes that told the intent and have a main origin."""
+    """Numbers of `count` episodes that told the intent and have a main origin: those with the lowest seeds, so that
+    every way of telling is among them as often as it is.
+    """
     truth = bench.truth
     main = (truth.group == GROUPS.index(MAIN)) & truth.told
-    return [int(n) for n in np.unique(truth.episode[main])[:count]]
+    numbers = sorted(np.unique(truth.episode[main]).tolist(), key=lambda n: bench.episodes[n].seed)
+    return sorted(numbers[:count])
 
 
 def until_ns(bench: Bench, numbers: Sequence[int]) -> list[int]:
