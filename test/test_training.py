@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from group_kit import free_port
+from safetensors.torch import load_file
 from training_kit import CAMERA, save_every_step, saved_step, simulate, small_net
 
 from thinkjepa_ros.checkpoints import CheckpointError
@@ -244,6 +246,47 @@ def test_the_command_trains_stops_on_sigterm_and_resumes(folder: Path, tmp_path:
     assert manifest.trained and manifest.training["encoder_steps"] == 300 and net.config.horizon == 32
     assert net.config.sigma_scale is not None, "calibrated on val/"
     assert "copying the latent of now" in done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_leave_what_one_does(folder: Path, tmp_path: Path) -> None:
+    """Every stage of `train all`, and `train cache` before it, by two processes that share the work."""
+
+    def run(name: str, *launcher: str) -> Path:
+        out = tmp_path / name
+        common = ["--threads", "1"]
+        stages = [
+            "train", "all", str(folder.parent), "--out", str(out), "--run", str(out / "run"), "--encoder-steps", "4",
+            "--encoder-batch", "4", "--see-steps", "1", "--thinker-steps", "1", "--thinker-batch", "2",
+            "--forecast-steps", "4", "--forecast-batch", "4", "--subgoal-steps", "2", "--val-limit", "2",
+            "--dtype", "float32",
+        ]  # fmt: skip
+        cache = ["train", "cache", str(folder), "--model", str(out), "--thinker", str(out / "thinker"), "--out",
+                 str(out / "again")]  # fmt: skip
+        for words in (stages, cache):
+            # without "--" torchrun takes our --run for an abbreviation of its own --run-path
+            command = [
+                sys.executable,
+                *launcher,
+                "-m",
+                *(["--"] if launcher else []),
+                "thinkjepa_ros.cli",
+                *words,
+                *common,
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+            assert done.returncode == 0, done.stderr
+        return out
+
+    one = run("one")
+    two = run("two", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()))
+    for part in (".", "thinker", "thinker/subgoal"):
+        mine, theirs = (load_file(place / part / "model.safetensors") for place in (one, two))
+        assert mine.keys() == theirs.keys()
+        for name, tensor in mine.items():
+            torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=1e-4, msg=f"{part}: {name}")
+    shards = [sorted(path.name for path in (place / "again").iterdir()) for place in (one, two)]
+    assert shards[0] == shards[1] and len(shards[0]) == 3
 
 
 def test_the_second_half_alone_keeps_the_encoder_and_names_its_thinker(folder: Path, tmp_path: Path) -> None:

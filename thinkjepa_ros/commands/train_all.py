@@ -51,8 +51,8 @@ def train_all(
 ) -> None:
     """Train the mini: encoder, thinker, guided predictor, sub-goal head; then calibrate its sigma on val/.
 
-    One command for all stages, which goes on where it was. `torchrun --nproc-per-node 2 -m thinkjepa_ros.cli train all
-    DATA` shares the work; every stage has a command of its own, too.
+    One command for all stages, which goes on where it was. Every stage has a command of its own, too.
+    `torchrun --nproc-per-node 2 -m -- thinkjepa_ros.cli train all DATA` shares the work.
     """
     from ..train.distributed import group
     from ..train.stages import train_all as run_all

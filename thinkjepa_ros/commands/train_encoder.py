@@ -36,7 +36,7 @@ def train_encoder(
     """Train encoder and pose readout of the mini alone, by one of four recipes.
 
     `train forecast --init OUT` then trains a predictor over them. Several processes share a training under torchrun:
-    `torchrun --nproc-per-node 2 -m thinkjepa_ros.cli train encoder DATA`.
+    `torchrun --nproc-per-node 2 -m -- thinkjepa_ros.cli train encoder DATA`.
     """
     from ..train.encoder_stage import train_encoder as run_training
 

@@ -1,4 +1,4 @@
-"""Training with several processes: `torchrun --nproc-per-node 2 -m thinkjepa_ros.cli train encoder DATA`.
+"""Training with several processes: `torchrun --nproc-per-node 2 -m -- thinkjepa_ros.cli train encoder DATA`.
 
 Every process draws the same batch from (seed, step), computes its part of it (`Group.mine`), and gives `Run.update` its
 share of the loss: the sum over its part, divided by the count of the whole. Gradients are summed over the processes, so
