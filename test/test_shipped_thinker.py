@@ -15,8 +15,8 @@ from thinkjepa_ros.thinker.qwen import Thinker
 from thinkjepa_ros.values import Frame
 
 ROOT = Path(__file__).resolve().parents[1]
-#: `thinkjepa data bag models/demo/cue_reach --seed 2000042`
-SCRIPT = draw("lamp", 2_000_042)
+#: `thinkjepa data bag models/demo/cue_reach --seed 2000055`
+SCRIPT = draw("lamp", 2_000_055)
 AFTER_CUE_S = 0.4
 
 
