@@ -115,18 +115,6 @@ def test_every_trial_has_a_folder_of_its_own_that_any_disk_takes() -> None:
     assert "guided_0" not in folders, "that is the shipped model"
 
 
-def test_what_is_compared_was_trained_for_as_long(tracks: Tracks, tmp_path: Path) -> None:
-    """Main rows, and rows of half the steps beside a guided and an unguided reference of the same length."""
-    main = {"guided", "unguided", "oracle intent", "thinker only"}
-    assert {t.name for t in TRIALS if not t.half} == main
-    assert Trial("guided, half training", half=True) in TRIALS
-    assert Trial("unguided, half training", 0, "none", half=True) in TRIALS
-    trial = Trial("guided, half training", half=True)
-    train_trials(tmp_path, tracks, [trial], 4)
-    assert checkpoints.read_manifest(tmp_path / trial.folder, model.KIND).training["describe"]["steps"] == 2
-    assert (tmp_path / trial.folder / "run" / "log.csv").read_text().splitlines()[-1].startswith("2,")
-
-
 @pytest.mark.parametrize("trial", [t for t in TRIALS if t.source != "states"], ids=lambda t: t.folder)
 def test_every_trial_builds_a_network_over_the_shipped_encoder(trial: Trial, tracks: Tracks, told: Tracks) -> None:
     base = small_net()

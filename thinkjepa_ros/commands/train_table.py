@@ -22,9 +22,7 @@ def train_table(
         "out/cache"
     ),
     only: Annotated[str, typer.Option(help="Only trials whose name contains this.")] = "",
-    steps: Annotated[
-        int, typer.Option(min=1, help="Training steps of the main rows; the others take half as many.")
-    ] = defaults.FORECAST_STEPS,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each trial.")] = defaults.FORECAST_STEPS,
     batch_size: Annotated[int, typer.Option(min=2, help="Forecast origins in a step.")] = defaults.FORECAST_BATCH,
     dtype: Dtype = "auto",
     threads: Annotated[int, typer.Option(min=1, help="torch threads; rather start the command twice.")] = 1,

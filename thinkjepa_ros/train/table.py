@@ -40,7 +40,6 @@ class Trial:
     """One training. source: who guides ("thinker", "oracle", "none"), or "states": thoughts alone, without latents.
 
     streams: which mean states are given, over the prompt and over what was generated. encoder: "shipped" or "random".
-    half: trained for half the steps, as every row is that is compared with such rows only.
     """
 
     name: str
@@ -50,11 +49,6 @@ class Trial:
     mode: Mode = "film"
     layers: LayerMap = "spread"
     encoder: str = "shipped"
-    half: bool = False
-
-    def steps(self, steps: int) -> int:
-        """Training steps of this trial, where the main rows take `steps`."""
-        return max(1, steps // 2) if self.half else steps
 
     @property
     def folder(self) -> str:
@@ -65,28 +59,25 @@ class Trial:
         return f"cue-reach-{self.folder}"
 
 
-#: The trainings of the table. "guided" with seed 0 is the shipped model. Ways to guide and encoders are compared after
-#: half the steps, beside "guided, half training" and "unguided, half training".
+#: The trainings of the table. "guided" with seed 0 is the shipped model.
 TRIALS = (
     Trial("unguided", 0, "none"),
     Trial("oracle intent", 0, "oracle"),
     Trial("guided", 1),
     Trial("unguided", 1, "none"),
+    Trial("oracle intent", 1, "oracle"),
     Trial("guided", 2),
     Trial("unguided", 2, "none"),
-    Trial("thinker only", 0, "states"),
-    Trial("guided, half training", half=True),
-    Trial("unguided, half training", 0, "none", half=True),
-    Trial("guided, prompt states only", streams=(True, False), half=True),
-    Trial("guided, generated states only", streams=(False, True), half=True),
-    Trial("guided, last layer", layers="last", half=True),
-    Trial("guided, middle layer", layers=(1, 1, 1), half=True),
-    Trial("guided, AdaLN", mode="adaln", half=True),
-    Trial("guided, cross-attention", mode="cross", half=True),
-    Trial("oracle intent", 1, "oracle"),
     Trial("oracle intent", 2, "oracle"),
-    Trial("random encoder, guided", encoder="random", half=True),
-    Trial("random encoder, unguided", 0, "none", encoder="random", half=True),
+    Trial("thinker only", 0, "states"),
+    Trial("guided, prompt states only", streams=(True, False)),
+    Trial("guided, generated states only", streams=(False, True)),
+    Trial("guided, last layer", layers="last"),
+    Trial("guided, middle layer", layers=(1, 1, 1)),
+    Trial("guided, AdaLN", mode="adaln"),
+    Trial("guided, cross-attention", mode="cross"),
+    Trial("random encoder, guided", encoder="random"),
+    Trial("random encoder, unguided", 0, "none", encoder="random"),
 )
 
 
@@ -144,11 +135,8 @@ def train_trial(
 
     tracks: with the states of the source that guides it. Raises run.Stopped, ValueError, CheckpointError.
     """
-    folder, steps = out / trial.folder, trial.steps(steps)
-    settings = {
-        name: value for name, value in dataclasses.asdict(trial).items() if name != "half"
-    }  # it is in the steps
-    describe = {**describe, "trial": settings, "steps": steps, "batch_size": batch_size, "lr": lr}
+    folder = out / trial.folder
+    describe = {**describe, "trial": dataclasses.asdict(trial), "steps": steps, "batch_size": batch_size, "lr": lr}
     describe = json.loads(json.dumps(describe))  # as it will be read back: JSON has no tuples
     if (folder / checkpoints.MANIFEST).exists():
         kind = KIND if trial.source == "states" else model.KIND
