@@ -49,8 +49,11 @@ def small_net(seed: int = 0, **predictor: object) -> model.ForecastNet:
     guide = {"heads": 2, "guide_layers": 2, "guide_width": 6}
     config = PredictorConfig(**{**sizes, **guide, **predictor})  # type: ignore[arg-type]
     encoder = EncoderConfig(image_size=64, width=24, depth=1, heads=2)
-    net = model.ForecastNet(model.ModelConfig(encoder, config, JOINT_NAMES, CAMERA))
-    torch.nn.init.normal_(net.motion.out.weight, std=0.1)
+    second = config.guide_layers > 0
+    net = model.ForecastNet(model.ModelConfig(encoder, config, JOINT_NAMES, CAMERA, guided_readout=second))
+    for readout in (net.motion, net.guided_motion):
+        if readout is not None:
+            torch.nn.init.normal_(readout.out.weight, std=0.1)
     if net.predictor.guide is not None:
         torch.nn.init.constant_(net.predictor.guide.gate, 0.5)
     return net.eval().requires_grad_(False)
@@ -114,8 +117,8 @@ def train_table_in_a_process(
 def train_trials(out: Path, tracks: Tracks, trials: Sequence[Trial], steps: int, **changes: Any) -> None:
     """`table.train_table` over one small encoder; the oracle's words come from `tracks` as they are."""
     lesson = Lessons(small_net(), tracks, tracks)
-    options = {"steps": steps, "batch_size": 4, "lr": 1e-3, "describe": {"data": "x"}, "dtype": "float32", **changes}
-    train_table(lambda _: lesson, out, trials, **options)
+    options = {"steps": steps, "guide_steps": steps, "batch_size": 4, "lr": 1e-3, "guide_lr": 1e-3}
+    train_table(lambda _: lesson, out, trials, **{**options, "describe": {"data": "x"}, "dtype": "float32", **changes})
 
 
 def same(one: Sequence[Prediction], other: Sequence[Prediction], where: np.ndarray | slice = slice(None)) -> bool:

@@ -1,4 +1,4 @@
-"""Stage `forecast`: what it is shown, what it learns from that, and that stops and processes change nothing."""
+"""Stages `forecast` and `guide`: what they are shown and learn, and that stops and processes change nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from group_kit import in_processes
 from training_kit import maker, save_every_step, saved_step, simulate, small_net, tracks_of, train, train_in_a_process
 
 from thinkjepa_ros.data.episode import Episode
+from thinkjepa_ros.jepa import model
+from thinkjepa_ros.jepa.guidance import amount_of
 from thinkjepa_ros.train import clips, forecast
 from thinkjepa_ros.train.distributed import Group
 from thinkjepa_ros.train.mini import mean_pose, settled_dtype
@@ -36,27 +38,33 @@ def tracks(episodes: list[Episode]) -> Tracks:
     return tracks_of(episodes)
 
 
-def drawn(tracks: Tracks, size: int = MANY, seed: int = 0, **options) -> tuple[forecast.Batch, np.ndarray]:
+def drawn(
+    tracks: Tracks, size: int = MANY, seed: int = 0, guided: bool = True, **options
+) -> tuple[forecast.Batch, np.ndarray]:
     """A batch and the samples that are the origins of its rows."""
     net = small_net().eval()
     origins = forecast.Origins.of(tracks, net.config.predictor.latents)
-    batch = forecast.batch(tracks, net, origins, size, np.random.default_rng(seed), **options)
-    once = origins.draw(size, np.random.default_rng(seed))
-    return batch, np.concatenate((once, once))
+    batch = forecast.batch(tracks, net, origins, size, np.random.default_rng(seed), guided, **options)
+    return batch, origins.draw(size, np.random.default_rng(seed))
+
+
+def opened() -> model.ForecastNet:
+    """A network that listens, and whose readouts differ."""
+    net = small_net().eval()
+    assert net.predictor.film is not None and net.guided_motion is not None
+    torch.nn.init.constant_(net.predictor.film.gate, 0.3)
+    for readout, std in ((net.motion, 0.05), (net.guided_motion, 0.1)):
+        torch.nn.init.normal_(readout.out.weight, std=std)
+    return net
 
 
 # ---------------------------------------------------------------- what it is shown
 
 
-def test_every_origin_is_taken_with_and_without_guidance(tracks: Tracks) -> None:
+def test_stage_guide_gives_a_thought_wherever_there_is_one(tracks: Tracks) -> None:
     batch, samples = drawn(tracks)
-    assert batch.payload is not None and batch.payload.weight is not None
-    for part in (*vars(batch.window).values(), batch.poses):
-        one, other = part.nan_to_num(9.0).split(MANY)
-        assert torch.equal(one, other)
-    weight, without = batch.payload.weight.numpy().reshape(2, MANY)
-    assert not without.any()
-    samples = samples[:MANY]
+    assert batch.payload is not None and batch.payload.weight is not None and len(batch.poses) == MANY
+    weight = batch.payload.weight.numpy()
     possible = tracks.thought_before(samples, int(forecast.LATE_S[1] * 1e9)) >= 0
     assert (weight[possible] > 0).all()
     given = weight[weight > 0]
@@ -66,12 +74,11 @@ def test_every_origin_is_taken_with_and_without_guidance(tracks: Tracks) -> None
     assert impossible.any() and not weight[impossible].any()
 
 
-def test_a_model_without_a_guide_takes_every_origin_once(tracks: Tracks) -> None:
-    net = small_net().eval()
-    p = dataclasses.replace(net.config.predictor, guide_layers=0)
-    net = type(net)(dataclasses.replace(net.config, predictor=p))
-    batch = forecast.batch(tracks, net, forecast.Origins.of(tracks, 4), 6, np.random.default_rng(0))
-    assert len(batch.poses) == 6 and batch.payload is None
+def test_stage_forecast_gives_none_at_the_same_origins(tracks: Tracks) -> None:
+    with_thoughts, without = drawn(tracks, 6)[0], drawn(tracks, 6, guided=False)[0]
+    assert without.payload is None and torch.equal(without.poses, with_thoughts.poses)
+    for name, part in vars(without.window).items():
+        assert torch.equal(part.nan_to_num(9.0), getattr(with_thoughts.window, name).nan_to_num(9.0)), name
 
 
 def test_half_of_the_origins_are_those_at_which_something_moves(tracks: Tracks) -> None:
@@ -99,9 +106,7 @@ def test_a_thought_is_as_old_as_one_of_a_live_thinker_or_older(tracks: Tracks) -
 
 @pytest.mark.parametrize("streams", [(True, False), (False, True)])
 def test_a_stream_that_is_not_given_changes_nothing(tracks: Tracks, streams: tuple[bool, bool]) -> None:
-    net = small_net().eval()
-    assert net.predictor.film is not None
-    torch.nn.init.constant_(net.predictor.film.gate, 0.3)
+    net = opened()
     future = forecast.Future(net)
     pyramids = tracks.pyramids.clone()
     pyramids[:, :, streams.index(False)] = 100.0
@@ -139,22 +144,35 @@ def test_a_joint_that_is_not_known_now_is_no_anchor_and_no_target(episodes: list
 
 
 def test_rows_of_weight_zero_are_those_of_a_model_without_a_thinker(tracks: Tracks) -> None:
-    net = small_net().eval()
-    assert net.predictor.film is not None
-    torch.nn.init.constant_(net.predictor.film.gate, 0.3)
+    net = opened()
     future = forecast.Future(net)
-    batch, _ = drawn(tracks, 32)
+    batch, _ = drawn(tracks, 64)
     assert batch.payload is not None and batch.payload.weight is not None
     with torch.no_grad():
         guided, alone = (future(batch.window, batch.poses, payload)[0] for payload in (batch.payload, None))
     unguided = batch.payload.weight == 0
-    assert 32 <= int(unguided.sum()) < 64
+    assert 2 <= int(unguided.sum()) < 32
     assert torch.equal(guided[unguided], alone[unguided])
     assert not torch.isclose(guided[~unguided], alone[~unguided], atol=1e-6).all()
 
 
+def test_the_second_readout_counts_as_much_as_the_guidance(tracks: Tracks) -> None:
+    net = opened()
+    batch, _ = drawn(tracks, 16)
+    assert batch.payload is not None and net.guided_motion is not None
+    w, amount = batch.window, amount_of(batch.payload)
+    with torch.no_grad():
+        displacement, log_sigma, future = net.forecast(w.past, w.now, batch.poses, batch.payload)
+        one, other = (readout(future, w.now, batch.poses) for readout in (net.motion, net.guided_motion))
+    share = amount[:, None, None]
+    assert torch.allclose(displacement, one[0] + share[..., None] * (other[0] - one[0]), atol=1e-6)
+    assert torch.allclose(log_sigma, one[1] + share * (other[1] - one[1]), atol=1e-6)
+    whole = amount == 1
+    assert whole.any() and torch.equal(displacement[whole], other[0][whole])
+
+
 def test_the_loss_is_that_of_the_network_that_will_forecast(tracks: Tracks) -> None:
-    net = small_net().eval()
+    net = opened()
     batch, _ = drawn(tracks, 8)
     with torch.no_grad():
         for one, two in zip(
@@ -165,17 +183,37 @@ def test_the_loss_is_that_of_the_network_that_will_forecast(tracks: Tracks) -> N
             assert torch.allclose(one, two, atol=1e-5)
 
 
-def test_losses_teach_every_trainable_part(tracks: Tracks) -> None:
-    net = small_net().eval()
-    assert net.predictor.film is not None
-    torch.nn.init.constant_(net.predictor.film.gate, 0.1)
-    future = forecast.Future(net)
-    loss, notes = forecast.losses(net, future, drawn(tracks, 16)[0])
-    loss.backward()
-    for name, weight in future.named_parameters():
-        assert weight.grad is not None and weight.grad.abs().sum() > 0, name
-    assert set(notes) == {"ade_cm", "over_hold", "prediction_over_copy"}
+@pytest.mark.parametrize("guided", [False, True])
+def test_losses_teach_every_part_of_a_stage_and_nothing_else(tracks: Tracks, tmp_path: Path, guided: bool) -> None:
+    net, start = train(tracks, tmp_path, steps=2, guided=guided)[0], small_net().state_dict()
+    changed = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, start[name])}
+    changed -= {"predictor.film.gate"} if not guided else set()  # `train` opens it
+    parts = ("predictor.film.", "guided_motion.") if guided else ("predictor.", "motion.")
+    wanted = {name for name, _ in net.named_parameters() if name.startswith(parts)}
+    if not guided:
+        wanted = {name for name in wanted if not name.startswith("predictor.film.")}
+    assert changed == wanted
     assert mean_pose(tracks).shape == (24, 3)
+
+
+def test_a_thinker_takes_nothing_from_forecasts_without_one(tracks: Tracks, tmp_path: Path) -> None:
+    """Stage `guide` begins where `forecast` ended, and leaves silent forecasts as they were, bit by bit."""
+    net, _ = train(tracks, tmp_path / "forecast")
+    batch, _ = drawn(tracks, 8)
+    w = batch.window
+
+    def both() -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [net.forecast(w.past, w.now, batch.poses, payload)[0] for payload in (None, batch.payload)]
+
+    before = both()
+    options = {"steps": 3, "batch_size": 8, "lr": 1e-2, "seed": 5, "describe": {}}
+    forecast.train(tracks, net, tmp_path / "guide", guided=True, quiet=True, **options)
+    silent, guided = both()
+    assert torch.equal(silent, before[0]) and not torch.equal(guided, before[1])
+    with pytest.raises(ValueError, match="has no guide to train"):
+        bare = type(net)(dataclasses.replace(net.config, guided_readout=False))
+        forecast.train(tracks, bare, tmp_path / "bare", guided=True, quiet=True, **options)
 
 
 def test_parts_of_a_batch_add_up_to_the_whole(tracks: Tracks) -> None:
@@ -192,7 +230,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(tracks: Tracks) -> None:
     shares = []
     for rank in (0, 1):
         part, _ = drawn(tracks, 12, group=Half(rank, 2))
-        assert len(part.poses) == 12 and torch.equal(part.poses, whole.poses[rank::2])
+        assert len(part.poses) == 6 and torch.equal(part.poses, whole.poses[rank::2])
         part = dataclasses.replace(part, count=whole.count, tubelets=whole.tubelets)
         shares.append(forecast.losses(net, future, part)[0])
     assert torch.allclose(shares[0] + shares[1], loss, atol=1e-4)
@@ -201,10 +239,11 @@ def test_parts_of_a_batch_add_up_to_the_whole(tracks: Tracks) -> None:
 # ---------------------------------------------------------------- the run
 
 
+@pytest.mark.parametrize("guided", [False, True])
 def test_a_run_that_was_cut_off_ends_with_the_same_weights(
-    tracks: Tracks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracks: Tracks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guided: bool
 ) -> None:
-    whole, _ = train(tracks, tmp_path / "whole")
+    whole, _ = train(tracks, tmp_path / "whole", guided=guided)
 
     class Killed(Exception):
         pass
@@ -222,10 +261,10 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(
     save_every_step(monkeypatch)
     monkeypatch.setattr(Run, "update", update)
     with pytest.raises(Killed):
-        train(tracks, tmp_path / "cut")
+        train(tracks, tmp_path / "cut", guided=guided)
     assert saved_step(tmp_path / "cut") == 2
     monkeypatch.setattr(Run, "update", real)
-    again, run = train(tracks, tmp_path / "cut")
+    again, run = train(tracks, tmp_path / "cut", guided=guided)
     assert run.step == 4
     start = small_net().state_dict()
     for name, tensor in whole.state_dict().items():
@@ -233,7 +272,8 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(
         part = name.split(".")[0]
         if part in ("encoder", "pose"):
             assert torch.equal(tensor, start[name]), "frozen"
-    assert not torch.equal(whole.motion.out.weight, start["motion.out.weight"])
+    moved = "guided_motion" if guided else "motion"
+    assert not torch.equal(whole.state_dict()[f"{moved}.out.weight"], start[f"{moved}.out.weight"])
 
 
 def test_a_run_in_another_type_is_not_resumed(tracks: Tracks, tmp_path: Path) -> None:
@@ -253,11 +293,12 @@ def test_in_bfloat16_it_learns_nearly_the_same_and_weights_stay_whole(tracks: Tr
     assert torch.cosine_similarity(exact - start, rounded - start, dim=0) > 0.8
 
 
-def test_two_processes_end_with_the_weights_of_one(data: Path, tracks: Tracks, tmp_path: Path) -> None:
-    alone, _ = train(tracks, tmp_path / "one")
+@pytest.mark.parametrize("guided", [False, True])
+def test_two_processes_end_with_the_weights_of_one(data: Path, tracks: Tracks, tmp_path: Path, guided: bool) -> None:
+    alone, _ = train(tracks, tmp_path / "one", guided=guided)
     folder = tmp_path / "two"
     folder.mkdir()
-    assert in_processes(2, train_in_a_process, data, folder) == [0, 0]
+    assert in_processes(2, train_in_a_process, data, folder, guided) == [0, 0]
     first, second = (torch.load(folder / f"weights.{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, tensor in alone.state_dict().items():
         assert torch.equal(first[name], second[name]), name

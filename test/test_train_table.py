@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -139,6 +140,23 @@ def test_every_trial_builds_a_network_over_the_shipped_encoder(trial: Trial, tra
     assert torch.equal(future, alone) == (trial.source == "none"), "who has a guide is guided"
 
 
+def test_a_guided_trial_keeps_the_predictor_that_was_trained_without_a_thinker(tracks: Tracks, tmp_path: Path) -> None:
+    """The shipped one for seed 0, that of the unguided trial of its seed else, which is trained first."""
+    assert Trial("guided").over is None and Trial("unguided", 1, "none").over is None
+    one, other = Trial("guided", 0), Trial("guided", 1)
+    train_trials(tmp_path, tracks, [one, other], 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["guided_0", "guided_1", "unguided_1"]
+    for folder, base in (("guided_0", small_net().state_dict()), ("guided_1", weights(tmp_path / "unguided_1"))):
+        mine = weights(tmp_path / folder)
+        kept = [name for name in base if not name.startswith(("predictor.film.", "guided_motion."))]
+        assert all(torch.equal(mine[name], base[name]) for name in kept)
+        assert not torch.equal(mine["guided_motion.out.weight"], mine["motion.out.weight"])
+    train_trials(tmp_path, tracks, [dataclasses.replace(one, seed=1)], 2)  # nothing is done again
+    with pytest.raises(CheckpointError, match="other settings"):
+        shutil.rmtree(tmp_path / "unguided_1")
+        train_trials(tmp_path, tracks, [other], 2, lr=5e-3)
+
+
 def test_seeds_of_a_trial_begin_with_other_weights(tracks: Tracks, tmp_path: Path) -> None:
     train_trials(tmp_path, tracks, [UNGUIDED, dataclasses.replace(UNGUIDED, seed=1)], 1)
     one, other = (weights(tmp_path / f"unguided_{seed}") for seed in (0, 1))
@@ -170,7 +188,7 @@ def test_a_trial_that_is_done_is_not_done_again_and_not_with_other_settings(told
     train_trials(tmp_path, told, [ORACLE], 2)
     assert time.monotonic() - began < 2
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.name != "lock"}
-    for changes in ({"batch_size": 6}, {"lr": 1e-4}, {"describe": {"data": "y"}}):
+    for changes in ({"batch_size": 6}, {"guide_lr": 1e-4}, {"describe": {"data": "y"}}):
         with pytest.raises(CheckpointError, match="oracle_intent_0 holds a trial with other settings; choose another"):
             train_trials(tmp_path, told, [ORACLE], 2, **changes)
     with pytest.raises(CheckpointError, match="other settings"):
@@ -303,9 +321,11 @@ def test_the_random_encoder_comes_last_and_each_encoder_is_asked_for_once(
         done.append((trial.folder, asked[-1], its.pyramids.shape[1]))
 
     monkeypatch.setattr(table, "train_trial", train_trial)
-    table.train_table(lessons, tmp_path, TRIALS[::-1], steps=1, batch_size=2, lr=1e-3, describe={})
+    monkeypatch.setattr(model, "load", lambda _: (small_net(), None))
+    options = {"steps": 1, "guide_steps": 1, "batch_size": 2, "lr": 1e-3, "guide_lr": 1e-3}
+    table.train_table(lessons, tmp_path, TRIALS[::-1], **options, describe={})
     assert asked == ["shipped", "random"]
-    assert sorted(folder for folder, _, _ in done) == sorted(t.folder for t in TRIALS)
+    assert {folder for folder, _, _ in done} == {t.folder for t in TRIALS}
     by_folder = {t.folder: t for t in TRIALS}
     for folder, encoder, layers in done:
         assert encoder == by_folder[folder].encoder

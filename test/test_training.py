@@ -162,7 +162,7 @@ def test_grid_takes_the_nearest_frame_of_an_uneven_camera() -> None:
 
 def all_stages(data: Path, folder: Path, thinker: Path | None = None, encoder_steps: int = 1) -> None:
     """`train all` with a step of each stage."""
-    steps = {"see_steps": 1, "thinker_steps": 1, "forecast_steps": 2, "subgoal_steps": 2}
+    steps = {"see_steps": 1, "thinker_steps": 1, "forecast_steps": 2, "guide_steps": 2, "subgoal_steps": 2}
     train_all(
         data, folder / "model", run=folder / "run", mind=thinker, encoder_steps=encoder_steps, encoder_batch=2,
         thinker_batch=2, forecast_batch=4, threads=1, limit=1, val_limit=2, dtype="float32", **steps,
@@ -231,6 +231,7 @@ def test_the_command_trains_stops_on_sigterm_and_resumes(folder: Path, tmp_path:
     command = [
         sys.executable, "-m", "thinkjepa_ros.cli", "train", "all", str(folder.parent), "--out", str(tmp_path / "m"),
         "--run", str(tmp_path / "run"), "--encoder-steps", "300", "--forecast-steps", "3", "--encoder-batch", "2",
+        "--guide-steps", "2",
         "--see-steps", "1", "--thinker-steps", "1", "--thinker-batch", "2", "--subgoal-steps", "2", "--val-limit", "2",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -258,8 +259,8 @@ def test_two_processes_of_torchrun_leave_what_one_does(folder: Path, tmp_path: P
         stages = [
             "train", "all", str(folder.parent), "--out", str(out), "--run", str(out / "run"), "--encoder-steps", "4",
             "--encoder-batch", "4", "--see-steps", "1", "--thinker-steps", "1", "--thinker-batch", "2",
-            "--forecast-steps", "4", "--forecast-batch", "4", "--subgoal-steps", "2", "--val-limit", "2",
-            "--dtype", "float32",
+            "--forecast-steps", "4", "--guide-steps", "4", "--forecast-batch", "4", "--subgoal-steps", "2",
+            "--val-limit", "2", "--dtype", "float32",
         ]  # fmt: skip
         cache = ["train", "cache", str(folder), "--model", str(out), "--thinker", str(out / "thinker"), "--out",
                  str(out / "again")]  # fmt: skip
@@ -294,14 +295,22 @@ def test_the_second_half_alone_keeps_the_encoder_and_names_its_thinker(folder: P
     untrained(tmp_path / "init", seed=4)
     train_forecast(
         folder.parent, tmp_path / "out", init=tmp_path / "init", run=tmp_path / "run", thinker=thinker,
-        steps=2, batch_size=4, dtype="float32", threads=1, limit=1,
+        steps=2, guide_steps=2, batch_size=4, dtype="float32", threads=1, limit=1,
     )  # fmt: skip
     before, after = model.load(tmp_path / "init")[0].state_dict(), model.load(tmp_path / "out")[0].state_dict()
     manifest = model.load(tmp_path / "out")[1]
     assert manifest.training["thinker"].startswith("thinkjepa-mini-thinker-")
     assert manifest.training["forecast_steps"] == 2
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"predictor", "motion"}
+    assert changed == {"predictor", "motion", "guided_motion"}
+    train_forecast(
+        folder.parent, tmp_path / "other", init=tmp_path / "out", run=tmp_path / "run_2", thinker=thinker, keep=True,
+        guide_steps=2, batch_size=4, dtype="float32", threads=1, limit=1, seed=3,
+    )  # fmt: skip
+    third, record = model.load(tmp_path / "other")[0].state_dict(), model.load(tmp_path / "other")[1].training
+    changed = {name for name in after if not torch.equal(third[name], after[name])}
+    assert changed and all(name.startswith(("predictor.film.", "guided_motion.")) for name in changed)
+    assert record["forecast_steps"] == 2 and record["guide_steps"] == 2 and record["seed"] == 3
 
 
 def test_an_encoder_of_another_shape_cannot_be_kept(folder: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def small_net(seed: int = 0) -> model.ForecastNet:
         context=4, tubelets=3, tubelet_steps=2, width=24, depth=1, heads=2, guide_layers=2, guide_width=6
     )
     config = EncoderConfig(image_size=64, width=24, depth=1, heads=2)
-    return model.ForecastNet(model.ModelConfig(config, predictor, JOINT_NAMES, CAMERA))
+    return model.ForecastNet(model.ModelConfig(config, predictor, JOINT_NAMES, CAMERA, guided_readout=True))
 
 
 def think(episode: Episode) -> list[Guidance]:
@@ -75,21 +75,21 @@ def saved_step(folder: Path) -> int:
     return int(torch.load(folder / "state.pt", weights_only=True)["step"])
 
 
-def train(tracks: Tracks, folder: Path, steps: int = 4, dtype: str = "float32", batch_size: int = 8):
-    """A short training: its network and its run."""
-    net = small_net().eval().requires_grad_(False)
-    net.predictor.requires_grad_(True)
-    net.motion.requires_grad_(True)
+def train(
+    tracks: Tracks, folder: Path, steps: int = 4, dtype: str = "float32", batch_size: int = 8, guided: bool = False
+):
+    """A short training of stage `forecast`, or of `guide`: its network and its run."""
+    net = small_net().eval()
     assert net.predictor.film is not None
     torch.nn.init.constant_(net.predictor.film.gate, 0.3)
     options = {"steps": steps, "batch_size": batch_size, "lr": 1e-3, "seed": 5, "describe": {"a": 1}}
-    run: Run = forecast.train(tracks, net, folder, dtype=dtype, quiet=True, **options)
+    run: Run = forecast.train(tracks, net, folder, guided=guided, dtype=dtype, quiet=True, **options)
     return net, run
 
 
-def train_in_a_process(data: Path, folder: Path, variables: dict[str, str]) -> None:
+def train_in_a_process(data: Path, folder: Path, guided: bool, variables: dict[str, str]) -> None:
     """`train` as one of several processes; the weights it ends with go to weights.<rank>.pt."""
     os.environ.update(variables)
     torch.set_num_threads(1)
-    net, _ = train(tracks_of(clips.load_folder(data)), folder)
+    net, _ = train(tracks_of(clips.load_folder(data)), folder, guided=guided)
     torch.save(net.state_dict(), folder / f"weights.{os.environ['RANK']}.pt")

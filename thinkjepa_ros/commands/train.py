@@ -74,19 +74,24 @@ def train_forecast(
     run: Run = Path("out/train_forecast"),
     thinker: ThinkerPath = MINI / "thinker",
     cache: Cache = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = defaults.FORECAST_STEPS,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the predictor of --init as well, and train only its guide.")
+    ] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Steps without a thinker.")] = defaults.FORECAST_STEPS,
+    guide_steps: Annotated[int, typer.Option(min=1, help="Steps of its guide after them.")] = defaults.GUIDE_STEPS,
     batch_size: Annotated[int, typer.Option(min=1, help="Forecast origins in a step.")] = defaults.FORECAST_BATCH,
     lr: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = defaults.FORECAST_LR,
+    guide_lr: Annotated[float, typer.Option(min=0.0, help="That of the guide.")] = defaults.GUIDE_LR,
     dtype: Dtype = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first episodes.")] = None,
     seed: Seed = 0,
     threads: Threads = 2,
     device: Device = "cpu",
 ) -> None:
-    """Train guided predictor and motion readout anew over a trained encoder, as for another thinker.
+    """Train predictor and motion readout over a trained encoder, then what a thinker changes in them.
 
-    First latents and thoughts of every episode (as `train cache` makes them), then the predictor. A predictor
-    understands the thinker it was trained with and no other.
+    First latents and thoughts of every episode (as `train cache` makes them). A guide understands the thinker it was
+    trained with and no other; with --keep it is all that is trained, and forecasts without guidance stay as they were.
     """
     from ..train.mini import train_forecast as run_forecast
 
@@ -97,9 +102,12 @@ def train_forecast(
         run=run,
         thinker=shipped(thinker),
         latents=cache,
+        keep=keep,
         steps=steps,
+        guide_steps=guide_steps,
         batch_size=batch_size,
         lr=lr,
+        guide_lr=guide_lr,
         dtype=dtype,
         seed=seed,
         threads=threads,

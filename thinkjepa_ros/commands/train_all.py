@@ -36,8 +36,9 @@ def train_all(
         int, typer.Option(min=2, help="Windows in a step of stage `thinker`.")
     ] = defaults.THINKER_BATCH,
     forecast_steps: Annotated[int, typer.Option(min=1, help="Steps of stage `forecast`.")] = defaults.FORECAST_STEPS,
+    guide_steps: Annotated[int, typer.Option(min=1, help="Steps of stage `guide`.")] = defaults.GUIDE_STEPS,
     forecast_batch: Annotated[
-        int, typer.Option(min=1, help="Forecast origins in a step of stage `forecast`.")
+        int, typer.Option(min=1, help="Forecast origins in a step of stages `forecast` and `guide`.")
     ] = defaults.FORECAST_BATCH,
     subgoal_steps: Annotated[int, typer.Option(min=1, help="Steps of stage `subgoal`.")] = defaults.SUBGOAL_STEPS,
     dtype: Dtype = "auto",
@@ -69,6 +70,7 @@ def train_all(
         thinker_steps=thinker_steps,
         thinker_batch=thinker_batch,
         forecast_steps=forecast_steps,
+        guide_steps=guide_steps,
         forecast_batch=forecast_batch,
         subgoal_steps=subgoal_steps,
         dtype=dtype,

@@ -16,13 +16,14 @@ def train_table(
     out: Annotated[Path, typer.Option(help="One checkpoint folder per trial. The same folder resumes.")] = Path(
         "out/table"
     ),
-    init: Annotated[Path, typer.Option(help="Checkpoint folder whose encoder and pose readout are kept.")] = MINI,
+    init: Annotated[Path, typer.Option(help="Checkpoint folder of the model that all trials start from.")] = MINI,
     thinker: ThinkerPath = MINI / "thinker",
     cache: Annotated[Path, typer.Option(help="Latents and thoughts, in train/; made where they are missing.")] = Path(
         "out/cache"
     ),
     only: Annotated[str, typer.Option(help="Only trials whose name contains this.")] = "",
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each trial.")] = defaults.FORECAST_STEPS,
+    steps: Annotated[int, typer.Option(min=1, help="Steps without a thinker.")] = defaults.FORECAST_STEPS,
+    guide_steps: Annotated[int, typer.Option(min=1, help="Steps of each guide.")] = defaults.GUIDE_STEPS,
     batch_size: Annotated[int, typer.Option(min=2, help="Forecast origins in a step.")] = defaults.FORECAST_BATCH,
     dtype: Dtype = "auto",
     threads: Annotated[int, typer.Option(min=1, help="torch threads; rather start the command twice.")] = 1,
@@ -41,6 +42,7 @@ def train_table(
         thinker=shipped(thinker),
         latents=cache,
         steps=steps,
+        guide_steps=guide_steps,
         batch_size=batch_size,
         dtype=dtype,
         only=only,

@@ -83,9 +83,13 @@ class Payload(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """A payload that the predictor's guide has prepared: the same for every forecast while the guidance is."""
+    """A payload that the predictor's guide has prepared: the same for every forecast while the guidance is.
+
+    amount [B]: how much the guidance of a row counts, 0 … 1; 0 for rows that say nothing.
+    """
 
     signals: list[Any]
+    amount: Tensor
 
 
 def spread(block: int, blocks: int, layers: int) -> int:
@@ -171,6 +175,11 @@ def _read(payload: Payload) -> _Said:
     masks = [s.mask.any(2) if s.mask is not None else None for s in streams if s]
     valid = None if any(m is None for m in masks) else torch.stack([m for m in masks if m is not None]).any(0)
     return _Said((prompt, generated), valid, payload.weight, some.tokens.shape[1])
+
+
+def amount_of(payload: Payload) -> Tensor:
+    """How much the guidance of each row counts, [B]. Raises ValueError for a payload of wrong shapes."""
+    return _read(payload).factor([0], every_block=True)[0]
 
 
 class Guide(nn.Module):

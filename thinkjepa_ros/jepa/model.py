@@ -68,6 +68,8 @@ class ModelConfig:
     step_s: float = 0.1  #: grid step
     clip: bool = False
     readout: str = "soft_argmax"  #: one of READOUTS
+    #: A second motion readout for guided forecasts, so that training with a thinker leaves the first one as it is.
+    guided_readout: bool = False
     frame: str = FRAME  #: in which positions are given, in metres
     sigma_scale: SigmaScale | None = None  #: None where sigma is not calibrated
 
@@ -137,6 +139,8 @@ class ModelConfig:
             raise ValueError(f"frame is {self.frame!r}; positions are known in {FRAME!r} only")
         if self.readout not in READOUTS:
             raise ValueError(f"readout is {self.readout!r}, must be one of {', '.join(READOUTS)}")
+        if not isinstance(self.guided_readout, bool) or (self.guided_readout and not predictor.guide_layers):
+            raise ValueError(f"guided_readout is {self.guided_readout!r}; must be true or false, without a guide false")
         if self.streaming and not encoder.window:
             raise ValueError(
                 "a causal encoder that streams needs a window; set encoder.window, or clip for all to see all"
@@ -172,7 +176,9 @@ class ForecastNet(nn.Module):
         self.predictor = Predictor(p, e.grid, e.width)
         self.motion: MotionReadout | AttentiveMotion
         sizes = (joints, p.latents, p.tubelets, p.tubelet_steps, p.pooled**2, e.width)
-        self.motion = AttentiveMotion(*sizes) if attentive else MotionReadout(*sizes, e.grid, config.camera)
+        motion = lambda: AttentiveMotion(*sizes) if attentive else MotionReadout(*sizes, e.grid, config.camera)  # noqa: E731
+        self.motion = motion()
+        self.guided_motion: MotionReadout | AttentiveMotion | None = motion() if config.guided_readout else None
         scale = config.sigma_scale
         curves = torch.tensor([scale.image_only, scale.anchored]) if scale else torch.ones(2, config.horizon)
         self.register_buffer("sigma_scale", curves, persistent=False)
@@ -195,14 +201,34 @@ class ForecastNet(nn.Module):
 
         Returns displacement [B, T, J, 3] in metres, log sigma [B, T, J], future latents [B, tubelets, p^2, D].
         """
-        future = self.predictor(past, now, payload)
-        displacement, log_sigma = self.motion(future.float(), now.float(), poses)
-        return displacement, log_sigma, future
+        ready = self.predictor.ready(payload) if isinstance(payload, Payload) else payload
+        future = self.predictor(past, now, ready)
+        return (*self.read(future.float(), now.float(), poses, ready), future)
+
+    def read(self, future: Tensor, now: Tensor, poses: Tensor, ready: Ready | None = None) -> tuple[Tensor, Tensor]:
+        """Displacement [B, T, J, 3] and log sigma [B, T, J] of predicted latents, see `forecast`.
+
+        The readout for guided forecasts counts as much as the guidance of a row does. Rows without any are those of the
+        other one, bit by bit.
+        """
+        return read_motion(self.motion, self.guided_motion, future, now, poses, None if ready is None else ready.amount)
 
     def sigma(self, log_sigma: Tensor, observed: Tensor) -> Tensor:
         """Calibrated sigma [T, J] in metres of log sigma [T, J]. observed: bool [J], which joints are known now."""
         image_only, anchored = self.sigma_scale[:, :, None]
         return log_sigma.exp() * torch.where(observed, anchored, image_only)
+
+
+def read_motion(
+    motion: nn.Module, guided: nn.Module | None, future: Tensor, now: Tensor, poses: Tensor, amount: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`ForecastNet.read` from its parts. amount [B] of the guidance; None: there is none."""
+    displacement, log_sigma = motion(future, now, poses)
+    if guided is None or amount is None:
+        return displacement, log_sigma
+    moved, its_sigma = guided(future, now, poses)
+    share = amount.to(displacement.dtype)[:, None, None]
+    return torch.lerp(displacement, moved, share[..., None]), torch.lerp(log_sigma, its_sigma, share)
 
 
 def save(

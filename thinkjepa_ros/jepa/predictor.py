@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import rope
 from .encoder import pool
-from .guidance import Cross, Film, Guide, LayerMap, Mode, Payload, Ready, layer_of_each_block
+from .guidance import Cross, Film, Guide, LayerMap, Mode, Payload, Ready, amount_of, layer_of_each_block
 from .layers import EPS, Block, initialise
 
 
@@ -126,7 +126,14 @@ class Predictor(nn.Module):
             return None
         if self.guide is None:
             raise ValueError("this predictor was built without guidance")
-        return Ready(self.guide.prepare(payload))
+        return Ready(self.guide.prepare(payload), amount_of(payload))
+
+    def take(self, other: Predictor) -> None:
+        """Copy the weights of another predictor, but for its guide. Raises RuntimeError for one of another shape."""
+        guide = ("film.", "cross.")
+        theirs = {name: x for name, x in other.state_dict().items() if not name.startswith(guide)}
+        mine = {name: x for name, x in self.state_dict().items() if name.startswith(guide)}
+        self.load_state_dict({**theirs, **mine})
 
     @property
     def guide(self) -> Guide | None:

@@ -56,7 +56,7 @@ class Foresee(nn.Module):
         off = torch.where(observed[:, None], anchor, seen[-1]) - seen[-1]
         poses = seen + off  # what the estimate is off by now, it is taken to be off by all along
         guide = net.predictor.guide
-        ready = Ready(guide.unpack(signals)) if signals and guide is not None else None
+        ready = Ready(guide.unpack(signals[:-1]), signals[-1]) if signals and guide is not None else None
         displacement, log_sigma, future = net.forecast(pooled[None, :-1], now[None], poses[None], ready)
         came = pooled[-net.config.latents_per_tubelet :].float().mean(0)
         surprise = (came - expected).abs().mean()
@@ -66,8 +66,8 @@ class Foresee(nn.Module):
 
     def ready(self, payload: Payload) -> tuple[Tensor, ...]:
         """Guidance of one row, prepared for any number of forecasts. Every stream of it comes with a mask."""
-        guide = self.net.predictor.guide
-        return () if guide is None else guide.pack(guide.prepare(payload))
+        guide, ready = self.net.predictor.guide, self.net.predictor.ready(payload)
+        return () if guide is None or ready is None else (*guide.pack(ready.signals), ready.amount)
 
 
 class Numbers(NamedTuple):

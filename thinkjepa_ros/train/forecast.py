@@ -1,9 +1,12 @@
-"""Stage `forecast`: the guided predictor and the motion readout, on cached latents of a frozen encoder.
+"""Stages `forecast` and `guide`, on cached latents of a frozen encoder.
+
+`forecast` trains predictor and motion readout without any thinker. `guide` then freezes them and trains what a thinker
+may change: the guide of the predictor, and a second motion readout that starts as a copy of the first. So whatever a
+thinker brings, it takes nothing: with a silent thinker the forecast is that of the model that never had one, bit by
+bit. (Trained together, with and without guidance at the same origins, the unguided mode fell behind such a model.)
 
 Losses: distance of the forecast joints (metres), smooth L1 of the predicted latents (future frames are targets only),
-and the likelihood of the distance under the predicted sigma. Every origin is taken twice, with and without guidance:
-dropped at random in a share of them, it left the unguided mode behind a model trained without a thinker. The observed
-pose (anchor) is given at random.
+and the likelihood of the distance under the predicted sigma. The observed pose (anchor) is given at random.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..jepa import precision
-from ..jepa.guidance import Payload
-from ..jepa.model import ForecastNet
+from ..jepa.guidance import Payload, amount_of
+from ..jepa.model import ForecastNet, read_motion
 from . import distributed
 from .run import Run
 from .tracks import Tracks, Window
@@ -33,7 +36,7 @@ LATE_S = (0.2, 1.2)
 
 
 class Future(nn.Module):
-    """The trainable half of the network.
+    """The half of the network that is trained on cached latents.
 
     Predictor and readout compute in `dtype`, the weights stay in float32 (bfloat16 halves the time where the processor
     multiplies it).
@@ -41,19 +44,20 @@ class Future(nn.Module):
 
     def __init__(self, net: ForecastNet, dtype: torch.dtype = torch.float32):
         super().__init__()
-        self.predictor, self.motion = net.predictor, net.motion
+        self.predictor, self.motion, self.guided_motion = net.predictor, net.motion, net.guided_motion
         self._dtype = dtype
 
     def forward(self, w: Window, poses: Tensor, payload: Payload | None) -> tuple[Tensor, Tensor, Tensor]:
         """As `ForecastNet.forecast`, from a window and poses [B, C, J, 3], the last one now or the anchor."""
         past, now = w.past.to(self._dtype), w.now.to(self._dtype)
+        amount = None
         if payload is not None:
+            amount = amount_of(payload)
             payload = payload.to(now.device, self._dtype)
         weights = {name: p.to(self._dtype) for name, p in self.predictor.named_parameters()}
         weights |= {name: b.to(self._dtype) for name, b in self.predictor.named_buffers()}
         future = functional_call(self.predictor, weights, (past, now, payload)).float()
-        displacement, log_sigma = self.motion(future, w.now, poses)
-        return displacement, log_sigma, future
+        return (*read_motion(self.motion, self.guided_motion, future, w.now, poses, amount), future)
 
 
 @dataclass(frozen=True)
@@ -98,27 +102,23 @@ def batch(
     origins: Origins,
     size: int,
     rng: np.random.Generator,
+    guided: bool = False,
     streams: tuple[bool, bool] = (True, True),
     group: distributed.Group = distributed.ALONE,
 ) -> Batch:
-    """`size` random forecast origins, each twice for a model with a guide, of which this process takes its part.
+    """`size` random forecast origins, of which this process takes its part. guided: with thoughts.
 
     streams: what of a thought is given, the mean states over the prompt and over what was generated.
     """
     p = net.config.predictor
-    samples = origins.draw(size, rng)
-    anchored = rng.random(size) < ANCHORED
-    late_ns = (rng.uniform(*LATE_S, size=size) * 1e9).astype(np.int64)
-    weight = np.where(rng.random(size) < 0.7, 1.0, rng.uniform(0.05, 1.0, size=size))
-    if p.guide_layers:
-        samples, late_ns, anchored = (np.concatenate((x, x)) for x in (samples, late_ns, anchored))
-        weight = np.concatenate((weight, np.zeros(size)))
-
+    samples, anchored = origins.draw(size, rng), rng.random(size) < ANCHORED
     window = tracks.window(group.mine(samples), p.latents, p.tubelets, p.tubelet_steps)
     poses, _ = window.anchored(torch.from_numpy(group.mine(anchored)))
     payload = None
-    if p.guide_layers:
-        payload = thoughts(tracks, group.mine(samples), group.mine(late_ns), group.mine(weight), streams)
+    if guided:
+        late_ns = (rng.uniform(*LATE_S, size=size) * 1e9).astype(np.int64)
+        weight = np.where(rng.random(size) < 0.7, 1.0, rng.uniform(0.05, 1.0, size=size))
+        payload = thoughts(tracks, *(group.mine(x) for x in (samples, late_ns, weight)), streams)
     count = group.total(window.future.isfinite().all(-1).sum().float()).item()
     tubelets = group.total(window.latents_known.sum().float()).item()
     return Batch(window, poses, payload, max(1.0, count), max(1.0, tubelets))
@@ -173,6 +173,15 @@ def losses(
     return 10 * distance + latent + 0.02 * likelihood, notes
 
 
+def trained_parts(net: ForecastNet, guided: bool) -> list[nn.Module]:
+    """What stage `guide` trains, or stage `forecast`. Raises ValueError for a net without a guide or its readout."""
+    if not guided:
+        return [net.predictor, net.motion]
+    if net.predictor.guide is None or net.guided_motion is None:
+        raise ValueError("this model has no guide to train; it needs guide_layers and guided_readout")
+    return [net.predictor.guide, net.guided_motion]
+
+
 def train(
     tracks: Tracks,
     net: ForecastNet,
@@ -183,25 +192,34 @@ def train(
     lr: float,
     seed: int,
     describe: dict,
+    guided: bool = False,
     streams: tuple[bool, bool] = (True, True),
     dtype: str = "float32",
     quiet: bool = False,
 ) -> Run:
-    """Train `net.predictor` and `net.motion` in place, on the device where they are. Resumes from `folder`.
+    """Train the parts of a stage (`trained_parts`) in place, on the device where they are. Resumes from `folder`.
 
-    dtype: "float32", "bfloat16" or "auto", in which the predictor computes. Raises run.Stopped, ValueError.
+    guided: stage `guide`, else stage `forecast`. dtype: "float32", "bfloat16" or "auto", in which the predictor
+    computes. Raises run.Stopped, ValueError.
     """
     torch.manual_seed(seed)
     device = next(net.parameters()).device
     chosen = precision.choose(device, dtype, net.config.predictor.width)
+    net.requires_grad_(False)
+    for part in trained_parts(net, guided):
+        part.requires_grad_(True)
+    if not guided and net.predictor.guide is not None:
+        net.predictor.guide.requires_grad_(False)
+    if guided and net.guided_motion is not None:
+        net.guided_motion.load_state_dict(net.motion.state_dict())
     future = Future(net, chosen.dtype)
     run = Run(folder, future, steps, lr, seed, {**describe, "dtype": chosen.name}, quiet=quiet)
     if batch_size % run.group.world:
         raise ValueError(f"a batch of {batch_size} cannot be shared evenly by {run.group.world} processes")
     origins = Origins.of(tracks, net.config.predictor.latents)
     net.train()
-    for step in run.steps("forecast"):
-        b = batch(tracks, net, origins, batch_size, run.random(step), streams, run.group).to(device)
+    for step in run.steps("guide" if guided else "forecast"):
+        b = batch(tracks, net, origins, batch_size, run.random(step), guided, streams, run.group).to(device)
         loss, notes = losses(net, future, b, run.group)
         run.note(**notes, grad=run.update(loss))
     return run

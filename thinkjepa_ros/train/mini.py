@@ -1,10 +1,11 @@
-"""The recipe of the shipped mini: what it is, and the stages `cache` and `forecast` around it.
+"""The recipe of the shipped mini: what it is, and the stages `cache`, `forecast` and `guide` around it.
 
 `stages` puts them in a row with those of the encoder and the thinker.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import platform
 import time
@@ -47,7 +48,9 @@ def configuration(guide_layers: int, guide_width: int) -> model.ModelConfig:
     encoder_config = EncoderConfig()
     size = encoder_config.image_size
     predictor = PredictorConfig(guide_layers=guide_layers, guide_width=guide_width)
-    return model.ModelConfig(encoder_config, predictor, JOINT_NAMES, canonical_camera(size))
+    return model.ModelConfig(
+        encoder_config, predictor, JOINT_NAMES, canonical_camera(size), guided_readout=guide_layers > 0
+    )
 
 
 def untrained(out: Path, seed: int = 0, guide_layers: int = 4, guide_width: int = 128) -> None:
@@ -127,9 +130,12 @@ def train_forecast(
     run: Path,
     thinker: Path,
     latents: Path | None = None,
+    keep: bool = False,
     steps: int = defaults.FORECAST_STEPS,
+    guide_steps: int = defaults.GUIDE_STEPS,
     batch_size: int = defaults.FORECAST_BATCH,
     lr: float = defaults.FORECAST_LR,
+    guide_lr: float = defaults.GUIDE_LR,
     dtype: str = "auto",
     seed: int = 0,
     threads: int = 2,
@@ -137,17 +143,18 @@ def train_forecast(
     device: str = "cpu",
     command: str = "thinkjepa train forecast",
 ) -> None:
-    """Guided predictor and motion readout, from scratch, over the encoder and pose readout of the model `init`.
+    """Predictor and motion readout over the encoder and pose readout of the model `init`, then what a thinker changes
+    in them: stages `forecast` and `guide`.
 
-    A predictor understands the thinker it was trained with and no other. latents: folder of the cache, made where it is
-    missing; default `run`/cache. Under torchrun all processes fill it. Raises run.Stopped, EpisodeError, ThinkerError,
-    CheckpointError, CacheError, ValueError.
+    keep: the predictor of `init` stays, too; only the guide is trained, for another thinker. latents: folder of the
+    cache, made where it is missing; default `run`/cache. Under torchrun all processes fill it. Raises run.Stopped,
+    EpisodeError, ThinkerError, CheckpointError, CacheError, ValueError.
     """
     where = model.torch_device(device)
     use_threads(threads)
     processes = distributed.group()  # chooses the GPU, too
     mind = Thinker.load(thinker, device)
-    net, manifest = _over(init, len(mind.layers), mind.width, seed)
+    net, manifest = _over(init, len(mind.layers), mind.width, seed, keep)
     net.to(where).eval().requires_grad_(False)
     source = folder_of(data)
     episodes = clips.load_folder(source, limit)
@@ -155,36 +162,38 @@ def train_forecast(
     maker = cache_maker(net, mind, thinker)
     tracks = cached(episodes, maker, latents or run / "cache", processes)
     cache_s = time.monotonic() - began
-    net.predictor.requires_grad_(True)
-    net.motion.requires_grad_(True)
-    record: dict[str, Any] = {
-        "seed": seed, "episodes": len(episodes), "data_sha256": clips.data_hash(source, limit),
-        "forecast_steps": steps, "forecast_batch_size": batch_size, "forecast_lr": lr,
-    }  # fmt: skip
+    base = f"{manifest.model_id} {manifest.sha256[WEIGHTS][:8]}"
+    common: dict[str, Any] = {"seed": seed, "episodes": len(episodes), "data_sha256": clips.data_hash(source, limit)}
     chosen = settled_dtype(dtype, where, net.config.predictor.width, run / "forecast" / "dtype", processes)
-    done = forecast.train(
-        tracks,
-        net,
-        run / "forecast",
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed + 1,
-        describe={**record, "config": net.config.as_dict(), "cache": maker.made_by},
-        dtype=chosen,
-    )
+    kept = {
+        k: v for k, v in manifest.training.items() if k.startswith(("encoder_", "forecast_") if keep else "encoder_")
+    }
+    record = {**kept, "batch_size": manifest.training.get("batch_size"), **common, "init": base}
+    stages = [(True, guide_steps, guide_lr)] if keep else [(False, steps, lr), (True, guide_steps, guide_lr)]
+    for guided, many, highest in stages:
+        name = "guide" if guided else "forecast"
+        settings = {f"{name}_steps": many, f"{name}_batch_size": batch_size, f"{name}_lr": highest}
+        about = {**common, **settings, "config": net.config.as_dict(), "cache": maker.made_by, "init": base}
+        done = forecast.train(
+            tracks,
+            net,
+            run / name,
+            steps=many,
+            batch_size=batch_size,
+            lr=highest,
+            seed=seed + 1,
+            describe=about,
+            guided=guided,
+            dtype=chosen,
+        )
+        settings |= {f"{name}_dtype": chosen, f"{name}_seconds": round(done.seconds)}
+        record |= {**settings, f"{name}_cpu_seconds": round(done.cpu_seconds)}
     if processes.first:
-        kept = {k: v for k, v in manifest.training.items() if k.startswith("encoder_") or k == "batch_size"}
         training = {
-            **kept,
             **record,
             "command": command,
-            "init": f"{manifest.model_id} {manifest.sha256[WEIGHTS][:8]}",
             "version": __version__,
             "cache_seconds": round(cache_s),
-            "forecast_dtype": chosen,
-            "forecast_seconds": round(done.seconds),
-            "forecast_cpu_seconds": round(done.cpu_seconds),
             "thinker": mind.model_id,
             "mean_pose": mean_pose(tracks).round(5).tolist(),
             "torch": torch.__version__,
@@ -215,16 +224,24 @@ def settled_dtype(
     return known
 
 
-def _over(init: Path, guide_layers: int, guide_width: int, seed: int) -> tuple[model.ForecastNet, Manifest]:
-    """A fresh mini with the encoder and the pose readout of the model `init`, whose manifest goes with it."""
+def _over(init: Path, guide_layers: int, guide_width: int, seed: int, keep: bool) -> tuple[model.ForecastNet, Manifest]:
+    """A fresh mini with the encoder and the pose readout of the model `init`, whose manifest goes with it. keep: its
+    predictor and motion readout, too.
+    """
     known, manifest = model.load(init)
     torch.manual_seed(seed)
-    net = model.ForecastNet(configuration(guide_layers, guide_width))
-    for part in ("encoder", "pose"):
-        try:
+    config = configuration(guide_layers, guide_width)
+    if keep:  # its sigma without guidance stays right
+        config = dataclasses.replace(config, sigma_scale=known.config.sigma_scale)
+    net = model.ForecastNet(config)
+    parts = ("encoder", "pose", "motion") if keep else ("encoder", "pose")
+    try:
+        for part in parts:
             getattr(net, part).load_state_dict(getattr(known, part).state_dict())
-        except RuntimeError as error:
-            raise CheckpointError(f"{init}: its {part} is not of the mini's shape ({error}).") from None
+        if keep:
+            net.predictor.take(known.predictor)
+    except RuntimeError as error:
+        raise CheckpointError(f"{init}: its {part} is not of the mini's shape ({error}).") from None
     return net, manifest
 
 

@@ -1,7 +1,7 @@
 """All stages of the shipped mini in a row: `thinkjepa train all DATA --out models/mini`.
 
-encoder -> thinker -> cache -> forecast -> sub-goal head. Each is the stage that has a command of its own, with its
-folder in `run`; what is done is not done again, so the same command after a kill or Ctrl-C goes on where it was.
+encoder -> thinker -> cache -> forecast -> guide -> sub-goal head. Each has its folder in `run`; what is done is not
+done again, so the same command after a kill or Ctrl-C goes on where it was.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def train_all(
     thinker_steps: int = defaults.THINKER_STEPS,
     thinker_batch: int = defaults.THINKER_BATCH,
     forecast_steps: int = defaults.FORECAST_STEPS,
+    guide_steps: int = defaults.GUIDE_STEPS,
     forecast_batch: int = defaults.FORECAST_BATCH,
     subgoal_steps: int = defaults.SUBGOAL_STEPS,
     dtype: str = "auto",
@@ -81,6 +82,7 @@ def train_all(
         thinker=mind,
         latents=latents,
         steps=forecast_steps,
+        guide_steps=guide_steps,
         batch_size=forecast_batch,
         dtype=dtype,
         device=device,

@@ -1,7 +1,8 @@
 """The trainings behind the table of the cue-reach benchmark, on cached latents: `thinkjepa train table`.
 
-Every trial is the stage `forecast` with one thing changed, or a model without JEPA latents. A trial that is done is not
-done again, one that was stopped goes on, and several processes share the list.
+A trial is stage `forecast` with another seed or encoder; or stage `guide` over the shipped predictor or one of those,
+with one thing changed; or a model without JEPA latents. A trial that is done is not done again, one that was stopped
+goes on, and several processes share the list.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ..jepa import model
 from ..jepa.guidance import LayerMap, Mode
 from ..jepa.readout import bounded_log_sigma
 from . import forecast
+from .cache import fingerprint
 from .mini import settled_dtype
 from .run import Run
 from .tracks import Tracks
@@ -55,19 +57,29 @@ class Trial:
         return f"{self.name.replace(', ', '_').replace(' ', '_').replace('-', '_').lower()}_{self.seed}"
 
     @property
+    def guided(self) -> bool:
+        """Whether it is stage `guide` over a predictor that is there already."""
+        return self.source in ("thinker", "oracle")
+
+    @property
+    def over(self) -> Trial | None:
+        """The trial whose predictor a guided one is trained over; None for the shipped one."""
+        alike = (t for t in TRIALS if t.source == "none" and (t.seed, t.encoder) == (self.seed, self.encoder))
+        return next(alike, None) if self.guided else None
+
+    @property
     def model_id(self) -> str:
         return f"cue-reach-{self.folder}"
 
 
-#: The trainings of the table. "guided" with seed 0 is the shipped model.
+#: The trainings of the table. The shipped model is "guided" with seed 0, and with a silent thinker "unguided".
 TRIALS = (
-    Trial("unguided", 0, "none"),
+    Trial("unguided", 1, "none"),
+    Trial("unguided", 2, "none"),
     Trial("oracle intent", 0, "oracle"),
     Trial("guided", 1),
-    Trial("unguided", 1, "none"),
     Trial("oracle intent", 1, "oracle"),
     Trial("guided", 2),
-    Trial("unguided", 2, "none"),
     Trial("oracle intent", 2, "oracle"),
     Trial("thinker only", 0, "states"),
     Trial("guided, prompt states only", streams=(True, False)),
@@ -76,8 +88,8 @@ TRIALS = (
     Trial("guided, middle layer", layers=(1, 1, 1)),
     Trial("guided, AdaLN", mode="adaln"),
     Trial("guided, cross-attention", mode="cross"),
-    Trial("random encoder, guided", encoder="random"),
     Trial("random encoder, unguided", 0, "none", encoder="random"),
+    Trial("random encoder, guided", encoder="random"),
 )
 
 
@@ -110,13 +122,11 @@ def intent_word(intent: int) -> Tensor:
 
 def configure(config: model.ModelConfig, trial: Trial, tracks: Tracks) -> model.ModelConfig:
     """The configuration of a trial's network from that of the shipped one."""
-    layers, width = tracks.pyramids.shape[1], tracks.pyramids.shape[3]
-    if trial.source == "none":
-        layers, width = 0, 0
+    layers, width = (tracks.pyramids.shape[1], tracks.pyramids.shape[3]) if trial.guided else (0, 0)
     predictor = dataclasses.replace(
         config.predictor, guide_mode=trial.mode, guide_map=trial.layers, guide_layers=layers, guide_width=width
     )
-    return dataclasses.replace(config, predictor=predictor, sigma_scale=None)
+    return dataclasses.replace(config, predictor=predictor, guided_readout=trial.guided, sigma_scale=None)
 
 
 def train_trial(
@@ -131,11 +141,14 @@ def train_trial(
     describe: dict,
     dtype: str = "auto",
 ) -> Path:
-    """Train one trial over the encoder of `base`, unless it is there already. Returns its checkpoint folder.
+    """Train one trial over the encoder of `base`, a guided one over its predictor as well, unless it is there already.
+    Returns its checkpoint folder.
 
     tracks: with the states of the source that guides it. Raises run.Stopped, ValueError, CheckpointError.
     """
     folder = out / trial.folder
+    if trial.guided:
+        describe = {**describe, "over": fingerprint(base.predictor.blocks, base.predictor.out, base.motion)}
     describe = {**describe, "trial": dataclasses.asdict(trial), "steps": steps, "batch_size": batch_size, "lr": lr}
     describe = json.loads(json.dumps(describe))  # as it will be read back: JSON has no tuples
     if (folder / checkpoints.MANIFEST).exists():
@@ -153,10 +166,10 @@ def train_trial(
         checkpoints.save(folder, manifest, weights)
         return folder
     net = model.ForecastNet(configure(base.config, trial, tracks))
-    for part in ("encoder", "pose"):
+    for part in ("encoder", "pose", "motion") if trial.guided else ("encoder", "pose"):
         getattr(net, part).load_state_dict(getattr(base, part).state_dict())
-    net.encoder.requires_grad_(False)
-    net.pose.requires_grad_(False)
+    if trial.guided:
+        net.predictor.take(base.predictor)
     run = forecast.train(
         tracks,
         net,
@@ -166,6 +179,7 @@ def train_trial(
         lr=lr,
         seed=trial.seed + 1,
         describe=describe,
+        guided=trial.guided,
         streams=trial.streams,
         dtype=settled_dtype(dtype, torch.device("cpu"), net.config.predictor.width, folder / "run" / "dtype"),
     )
@@ -267,8 +281,10 @@ def train_table(
     trials: Sequence[Trial] = TRIALS,
     *,
     steps: int,
+    guide_steps: int,
     batch_size: int,
     lr: float,
+    guide_lr: float,
     describe: dict,
     dtype: str = "auto",
 ) -> None:
@@ -278,26 +294,33 @@ def train_table(
     ValueError, CheckpointError.
     """
     known: dict[str, Lessons] = {}
+
+    def run(trial: Trial, base: model.ForecastNet) -> None:
+        tracks = known[trial.encoder].oracle if trial.source == "oracle" else known[trial.encoder].tracks
+        train_trial(
+            trial,
+            base,
+            tracks,
+            out,
+            steps=guide_steps if trial.guided else steps,
+            batch_size=batch_size,
+            lr=guide_lr if trial.guided else lr,
+            describe=describe,
+            dtype=dtype,
+        )
+
     for trial in sorted(trials, key=lambda t: t.encoder != "shipped"):
-        folder = out / trial.folder
-        with claimed(folder) as mine:
+        with claimed(out / trial.folder) as mine:
             if not mine:
                 continue
             if trial.encoder not in known:
                 known = {trial.encoder: lessons(trial.encoder)}
-            lesson = known[trial.encoder]
-            tracks = lesson.oracle if trial.source == "oracle" else lesson.tracks
-            train_trial(
-                trial,
-                lesson.base,
-                tracks,
-                out,
-                steps=steps,
-                batch_size=batch_size,
-                lr=lr,
-                describe=describe,
-                dtype=dtype,
-            )
+            base = known[trial.encoder].base
+            if trial.over is not None:
+                with claimed(out / trial.over.folder, wait=True):
+                    run(trial.over, base)
+                base = model.load(out / trial.over.folder)[0].eval()
+            run(trial, base)
 
 
 @contextmanager

@@ -26,13 +26,15 @@ def train_table(
     thinker: Path,
     latents: Path,
     steps: int = defaults.FORECAST_STEPS,
+    guide_steps: int = defaults.GUIDE_STEPS,
     batch_size: int = defaults.FORECAST_BATCH,
     lr: float = defaults.FORECAST_LR,
+    guide_lr: float = defaults.GUIDE_LR,
     dtype: str = "auto",
     only: str = "",
     threads: int = 1,
 ) -> None:
-    """Train every trial of the table that is not in `out` yet, over the encoder of the model `init`.
+    """Train every trial of the table that is not in `out` yet, over the model `init`.
 
     latents: folder of the caches: train/ (that of stage `cache`), train_random/. only: trials whose name contains this.
     Several calls at once share the trials. Raises run.Stopped, EpisodeError, ThinkerError, CheckpointError, CacheError,
@@ -59,7 +61,8 @@ def train_table(
     if not trials:
         raise ValueError(f"no trial is called like {only!r}; there are {', '.join(t.name for t in table.TRIALS)}")
     describe = {"data": clips.data_hash(source, None), "thinker": mind.model_id}
-    table.train_table(lessons, out, trials, steps=steps, batch_size=batch_size, lr=lr, describe=describe, dtype=dtype)
+    sizes = {"steps": steps, "guide_steps": guide_steps, "batch_size": batch_size}
+    table.train_table(lessons, out, trials, **sizes, lr=lr, guide_lr=guide_lr, describe=describe, dtype=dtype)
 
 
 def _random_encoder(data: Path, out: Path, threads: int) -> Path:

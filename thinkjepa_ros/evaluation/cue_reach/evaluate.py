@@ -82,9 +82,11 @@ class Bench:
         )
 
     def trained(self, name: str) -> Iterator[tuple[int, ForecastNet, table.Trial]]:
-        """Seed, network and trial of every training of a row that is there; the shipped model is "guided", seed 0."""
-        if name == "guided":
-            yield 0, self.net, table.Trial("guided")
+        """Seed, network and trial of every training of a row that is there. The shipped model is "guided", seed 0, and,
+        since its predictor was trained without a thinker and kept, with a silent one "unguided", seed 0.
+        """
+        if name in ("guided", "unguided"):
+            yield 0, self.net, table.Trial(name)
         for trial in table.TRIALS:
             if trial.name != name:
                 continue

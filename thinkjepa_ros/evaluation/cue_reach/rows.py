@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...jepa.guidance import Payload
+from ...jepa.guidance import Payload, Ready
 from ...jepa.model import ForecastNet
 from ...train.forecast import thoughts
 from ...train.table import ORACLE_SCALE, StatesToMotion, intent_word, states_of
@@ -225,6 +225,11 @@ def nobody(chosen: np.ndarray) -> None:
     return
 
 
+def ready_of(net: ForecastNet, payload: Payload | None) -> Ready | None:
+    """Guidance as the network takes it."""
+    return None if payload is None else net.predictor.ready(payload)
+
+
 @torch.inference_mode()
 def forecasts(
     scene: Scene, net: ForecastNet, row: str, seed: int, guide: Guide, where: np.ndarray | None = None
@@ -237,11 +242,12 @@ def forecasts(
         if not len(chosen):
             continue
         w = scene.tracks.window(scene.truth.sample[chosen], p.latents, p.tubelets, p.tubelet_steps)
-        future = net.predictor(w.past, w.now, guide(chosen))
+        ready = ready_of(net, guide(chosen))
+        future = net.predictor(w.past, w.now, ready)
         out.latents[chosen] = future.half().numpy()
         for inputs in INPUTS:
             poses, observed = _poses(w, inputs)
-            displacement, log_sigma = net.motion(future, w.now, poses)
+            displacement, log_sigma = net.read(future, w.now, poses, ready)
             out.positions[inputs][chosen] = (poses[:, -1:] + displacement).numpy()
             sigma = [net.sigma(one, seen) for one, seen in zip(log_sigma, observed, strict=True)]
             out.sigma[inputs][chosen] = torch.stack(sigma).numpy()
@@ -264,12 +270,12 @@ def rollout(scene: Scene, net: ForecastNet, row: str, seed: int, guide: Guide, w
         if not len(chosen):
             continue
         w = scene.tracks.window(scene.truth.sample[chosen], p.latents, p.tubelets, p.tubelet_steps)
-        payload, past, now = guide(chosen), w.past, w.now
+        ready, past, now = ready_of(net, guide(chosen)), w.past, w.now
         poses = {inputs: _poses(w, inputs)[0] for inputs in INPUTS}
         for first in range(0, scene.horizon, ROLLOUT_STEPS):
-            future = net.predictor(past, now, payload)
+            future = net.predictor(past, now, ready)
             for inputs in INPUTS:
-                displacement, _ = net.motion(future, now, poses[inputs])
+                displacement, _ = net.read(future, now, poses[inputs], ready)
                 poses[inputs] = poses[inputs][:, -1:] + displacement[:, :ROLLOUT_STEPS]
                 out.positions[inputs][chosen, first : first + ROLLOUT_STEPS] = poses[inputs].numpy()
             each = future[:, :tubelets].repeat_interleave(p.tubelet_steps, 1)
