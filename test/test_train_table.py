@@ -284,7 +284,7 @@ def test_a_trial_that_was_asked_to_stop_goes_on_to_the_same_weights(tracks: Trac
         assert other.exitcode == 3
     assert not (folder / checkpoints.MANIFEST).exists()
     with pytest.raises(ValueError, match="belongs to a run with other settings"):
-        train_trials(out, tracks, [trial], steps + 1)
+        train_trials(out, tracks, [trial], steps, guide_steps=steps + 1)
     train_trials(out, tracks, [trial], steps)
     assert equal(weights(folder), weights(tmp_path / "alone" / trial.folder))
 

@@ -6,6 +6,7 @@ What it writes is a whole checkpoint of the mini whose encoder and pose readout 
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def train_encoder(
     use_threads(threads)
     processes = group()  # chooses the GPU, too
     torch.manual_seed(seed)
-    net = model.ForecastNet(mini.configuration(guide_layers=4, guide_width=128)).to(where)
+    config = dataclasses.replace(mini.configuration(guide_layers=4, guide_width=128), guided_readout=False)
+    net = model.ForecastNet(config).to(where)
     folder = data / "train" if (data / "train").is_dir() else data
     episodes = clips.load_folder(folder, limit)
     record: dict[str, Any] = {
