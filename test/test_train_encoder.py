@@ -232,7 +232,7 @@ def test_the_command_writes_what_train_forecast_takes(data: Path, tmp_path: Path
     assert record["seed"] == 0 and record["processes"] == 1 and record["encoder_seconds"] >= 0
     mini.train_forecast(
         data, tmp_path / "out", init=out, run=tmp_path / "forecast", thinker=tiny.build(tmp_path / "thinker"),
-        steps=1, batch_size=2, dtype="float32", threads=1, limit=1,
+        steps=1, guide_steps=1, batch_size=2, dtype="float32", threads=1, limit=1,
     )  # fmt: skip
     after, manifest = model.load(tmp_path / "out")
     assert manifest.trained and manifest.training["encoder_recipe"] == "masked"

@@ -118,7 +118,7 @@ def batch(
     if guided:
         late_ns = (rng.uniform(*LATE_S, size=size) * 1e9).astype(np.int64)
         weight = np.where(rng.random(size) < 0.7, 1.0, rng.uniform(0.05, 1.0, size=size))
-        payload = thoughts(tracks, *(group.mine(x) for x in (samples, late_ns, weight)), streams)
+        payload = thoughts(tracks, group.mine(samples), group.mine(late_ns), group.mine(weight), streams)
     count = group.total(window.future.isfinite().all(-1).sum().float()).item()
     tubelets = group.total(window.latents_known.sum().float()).item()
     return Batch(window, poses, payload, max(1.0, count), max(1.0, tubelets))

@@ -186,8 +186,8 @@ def train_forecast(
             guided=guided,
             dtype=chosen,
         )
-        settings |= {f"{name}_dtype": chosen, f"{name}_seconds": round(done.seconds)}
-        record |= {**settings, f"{name}_cpu_seconds": round(done.cpu_seconds)}
+        times = {f"{name}_seconds": round(done.seconds), f"{name}_cpu_seconds": round(done.cpu_seconds)}
+        record |= {**settings, f"{name}_dtype": chosen, **times}
     if processes.first:
         training = {
             **record,
