@@ -14,7 +14,7 @@ from thinkjepa_ros.commands.options import MINI, shipped
 runner = CliRunner()
 
 COMMANDS = [
-    ["demo"], ["import"], ["think"], ["data", "sim"], ["data", "bag"], ["data", "sheet"],
+    ["demo"], ["import"], ["think"], ["data", "sim"], ["data", "bag"], ["data", "from-bag"], ["data", "sheet"],
     ["train", "all"], ["train", "encoder"], ["train", "thinker"], ["train", "cache"], ["train", "forecast"],
     ["train", "subgoal"], ["train", "table"], ["train", "pretrain"], ["train", "untrained"],
     ["evaluate", "cue-reach"], ["evaluate", "encoder"], ["evaluate", "thinker"], ["evaluate", "forecast"],

@@ -11,6 +11,7 @@ import typer
 
 from .commands.bench import bench
 from .commands.evaluate import evaluate
+from .commands.from_bag import from_bag
 from .commands.think import think
 from .commands.train import train
 from .importers.cli import import_
@@ -27,6 +28,7 @@ for name, part in (("data", data), ("train", train), ("evaluate", evaluate), ("b
 
 app.command("import")(import_)
 app.command("think")(think)
+data.command("from-bag")(from_bag)
 
 
 @app.command()
