@@ -13,7 +13,7 @@ from training_kit import maker, save_every_step, saved_step, simulate, small_net
 
 from thinkjepa_ros.data.episode import Episode
 from thinkjepa_ros.jepa import model
-from thinkjepa_ros.jepa.guidance import amount_of
+from thinkjepa_ros.jepa.guidance import Ready, amount_of
 from thinkjepa_ros.train import clips, forecast
 from thinkjepa_ros.train.distributed import Group
 from thinkjepa_ros.train.mini import mean_pose, settled_dtype
@@ -169,6 +169,12 @@ def test_the_second_readout_counts_as_much_as_the_guidance(tracks: Tracks) -> No
     assert torch.allclose(log_sigma, one[1] + share * (other[1] - one[1]), atol=1e-6)
     whole = amount == 1
     assert whole.any() and torch.equal(displacement[whole], other[0][whole])
+    asked: list[torch.Tensor] = []
+    net.motion.register_forward_pre_hook(lambda _, given: asked.append(given[0]))
+    with torch.no_grad():
+        fresh = net.read(future, w.now, batch.poses, Ready([], torch.ones(16)))
+    assert torch.equal(fresh[0], other[0]) and torch.equal(fresh[1], other[1])
+    assert not asked, "what would not count is not computed"
 
 
 def test_the_loss_is_that_of_the_network_that_will_forecast(tracks: Tracks) -> None:

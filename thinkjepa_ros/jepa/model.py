@@ -223,10 +223,13 @@ def read_motion(
     motion: nn.Module, guided: nn.Module | None, future: Tensor, now: Tensor, poses: Tensor, amount: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """`ForecastNet.read` from its parts. amount [B] of the guidance; None: there is none."""
-    displacement, log_sigma = motion(future, now, poses)
     if guided is None or amount is None:
-        return displacement, log_sigma
+        return motion(future, now, poses)
     moved, its_sigma = guided(future, now, poses)
+    # Fresh guidance counts fully, and then the other readout not at all. Only a processor may look and branch.
+    if amount.device.type == "cpu" and not torch.compiler.is_compiling() and bool((amount == 1).all()):
+        return moved, its_sigma
+    displacement, log_sigma = motion(future, now, poses)
     share = amount.to(displacement.dtype)[:, None, None]
     return torch.lerp(displacement, moved, share[..., None]), torch.lerp(log_sigma, its_sigma, share)
 
