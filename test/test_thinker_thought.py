@@ -16,8 +16,6 @@ from thinkjepa_ros.thinker.qwen import Cancelled, ThinkerError, TimedOut
 from thinkjepa_ros.thinker.window import Window
 from thinkjepa_ros.values import GENERATED, PROMPT_TEXT, PROMPT_VISUAL, Frame
 
-pytestmark = pytest.mark.alone
-
 TASK = "put the red cube in the left tray"
 
 
