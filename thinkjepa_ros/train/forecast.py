@@ -173,13 +173,15 @@ def losses(
     return 10 * distance + latent + 0.02 * likelihood, notes
 
 
-def trained_parts(net: ForecastNet, guided: bool) -> list[nn.Module]:
+def trained(net: ForecastNet, guided: bool) -> list[nn.Parameter]:
     """What stage `guide` trains, or stage `forecast`. Raises ValueError for a net without a guide or its readout."""
-    if not guided:
-        return [net.predictor, net.motion]
-    if net.predictor.guide is None or net.guided_motion is None:
-        raise ValueError("this model has no guide to train; it needs guide_layers and guided_readout")
-    return [net.predictor.guide, net.guided_motion]
+    guide = net.predictor.guide
+    if guided:
+        if guide is None or net.guided_motion is None:
+            raise ValueError("this model has no guide to train; it needs guide_layers and guided_readout")
+        return [*guide.parameters(), *net.guided_motion.parameters()]
+    later = set() if guide is None else set(guide.parameters())
+    return [p for part in (net.predictor, net.motion) for p in part.parameters() if p not in later]
 
 
 def train(
@@ -197,7 +199,7 @@ def train(
     dtype: str = "float32",
     quiet: bool = False,
 ) -> Run:
-    """Train the parts of a stage (`trained_parts`) in place, on the device where they are. Resumes from `folder`.
+    """Train what a stage trains (`trained`) in place, on the device where they are. Resumes from `folder`.
 
     guided: stage `guide`, else stage `forecast`. dtype: "float32", "bfloat16" or "auto", in which the predictor
     computes. Raises run.Stopped, ValueError.
@@ -206,10 +208,8 @@ def train(
     device = next(net.parameters()).device
     chosen = precision.choose(device, dtype, net.config.predictor.width)
     net.requires_grad_(False)
-    for part in trained_parts(net, guided):
-        part.requires_grad_(True)
-    if not guided and net.predictor.guide is not None:
-        net.predictor.guide.requires_grad_(False)
+    for parameter in trained(net, guided):
+        parameter.requires_grad_(True)
     if guided and net.guided_motion is not None:
         net.guided_motion.load_state_dict(net.motion.state_dict())
     future = Future(net, chosen.dtype)

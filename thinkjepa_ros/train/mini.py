@@ -239,6 +239,7 @@ def _over(init: Path, guide_layers: int, guide_width: int, seed: int, keep: bool
         for part in parts:
             getattr(net, part).load_state_dict(getattr(known, part).state_dict())
         if keep:
+            part = "predictor"
             net.predictor.take(known.predictor)
     except RuntimeError as error:
         raise CheckpointError(f"{init}: its {part} is not of the mini's shape ({error}).") from None
