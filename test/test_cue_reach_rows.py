@@ -15,6 +15,7 @@ from cue_reach_kit import make_truth as made_up
 from table_kit import HORIZON, episodes, make_scene, same, shards, small_net, with_tracks
 
 from thinkjepa_ros.evaluation.cue_reach import rows
+from thinkjepa_ros.evaluation.cue_reach.origins import Truth
 from thinkjepa_ros.evaluation.cue_reach.removed import without_cue
 from thinkjepa_ros.evaluation.cue_reach.rows import AGE_NS, IMAGE, INPUTS, Guide, Prediction, Scene
 from thinkjepa_ros.thinker.qwen import Thinker
@@ -47,6 +48,27 @@ def test_a_shuffled_thought_is_of_another_episode_and_an_origin_of_the_same_kind
     assert (truth.group[other] == truth.group).all() and (truth.told[other] == truth.told).all()
     assert np.array_equal(other, rows.shuffled(Scene(None, truth, 8)))  # type: ignore[arg-type]
     assert not np.array_equal(other, rows.shuffled(Scene(None, truth, 8), seed=1))  # type: ignore[arg-type]
+
+
+def repeated(truth: Truth, times: int) -> Truth:
+    """Every origin so many times."""
+    count = len(truth.sample)
+    arrays = {n: v.repeat(times, 0) for n, v in vars(truth).items() if isinstance(v, np.ndarray) and len(v) == count}
+    return dataclasses.replace(truth, **arrays)
+
+
+def test_a_thought_of_any_time_is_of_another_episode_and_of_all_its_phases(scene: Scene) -> None:
+    many = dataclasses.replace(scene, truth=repeated(scene.truth, 60))
+    drawn = rows.anytime(many)
+    assert (many.tracks.episode[drawn] != many.truth.episode).all()
+    assert (many.tracks.thought_before(drawn, AGE_NS) >= 0).all(), "there is a thought by then"
+    assert len(np.unique(many.tracks.phases[drawn])) == len(np.unique(many.tracks.phases)), "no phase is left out"
+    assert (many.tracks.phases[drawn] != many.tracks.phases[many.truth.sample]).any(), "the time is not told"
+    assert np.array_equal(drawn, rows.anytime(many)) and not np.array_equal(drawn, rows.anytime(many, seed=1))
+    alone = dataclasses.replace(scene.tracks, episode=np.zeros_like(scene.tracks.episode))
+    truth = dataclasses.replace(scene.truth, episode=np.zeros_like(scene.truth.episode))
+    with pytest.raises(ValueError, match="no other episode has a thought"):
+        rows.anytime(Scene(alone, truth, scene.context))
 
 
 def numbered(scene: Scene) -> Scene:
@@ -89,7 +111,8 @@ def test_a_stale_thought_is_the_newest_that_is_so_old(scene: Scene, age_s: float
 
 def test_another_s_thought_is_the_one_that_would_have_guided_the_other(scene: Scene) -> None:
     other = rows.shuffled(scene)
-    assert np.array_equal(said_to(scene, lambda s: rows.by_another(s, other)), newest(scene, 0.2)[other])
+    samples = scene.truth.sample[other]
+    assert np.array_equal(said_to(scene, lambda s: rows.by_another(s, samples)), newest(scene, 0.2)[other])
     told = scene.truth.told
     assert (scene.truth.episode[other] != scene.truth.episode)[told & (scene.truth.group > 0)].all()
 

@@ -278,6 +278,7 @@ GOOD = {
     "guided": 0.03,
     "oracle intent": 0.025,
     "shuffled guidance": 0.061,
+    "shuffled guidance, any time": 0.0605,
     "guided, thinker silent": 0.0595,
     "hold": 0.1,
     "constant velocity": 0.11,
@@ -300,7 +301,7 @@ def judge(leave_out=(), no_cue_m=0.06, horizons=(8, 16, 32), truth=LONG_TRUTH, *
 
 def test_good_figures_hold_every_claim():
     figures, found = judge()
-    assert [v.held for v in found] == [True] * 6 and {v.inputs for v in found} == {IMAGE}
+    assert [v.held for v in found] == [True] * 7 and {v.inputs for v in found} == {IMAGE}
     share = claims.gap_closed(figures, IMAGE)
     assert share.low < share.mean < share.high and share.mean == pytest.approx(0.03 / 0.035, rel=0.05)
     assert "FDE" in found[0].measured and f"{100 * share.mean:.0f} %" in found[1].measured
@@ -314,14 +315,15 @@ def test_good_figures_hold_every_claim():
         ({"guided": 0.07}, [0, 1]),
         ({"shuffled_guidance": 0.05}, [2]),
         ({"shuffled_guidance": 0.08}, []),
-        ({"no_cue_m": 0.066}, [3]),
-        ({"no_cue_m": 0.054}, [3]),
+        ({"shuffled_guidance,_any_time": 0.05}, [3]),
+        ({"no_cue_m": 0.066}, [4]),
+        ({"no_cue_m": 0.054}, [4]),
         ({"no_cue_m": 0.062}, []),
-        ({"hold": 0.02}, [4]),
-        ({"ridge_on_past_joints": 0.03}, [4]),
-        ({"constant_velocity": 0.01}, [4]),
-        ({"mean_displacement": 0.029}, [4]),
-        ({"guided,_thinker_silent": 0.07}, [5]),
+        ({"hold": 0.02}, [5]),
+        ({"ridge_on_past_joints": 0.03}, [5]),
+        ({"constant_velocity": 0.01}, [5]),
+        ({"mean_displacement": 0.029}, [5]),
+        ({"guided,_thinker_silent": 0.07}, [6]),
         ({"guided,_thinker_silent": 0.05}, []),
         ({"oracle_intent": 0.07}, [1]),
     ],
@@ -335,13 +337,14 @@ def test_verdicts_follow_the_numbers(changes, refuted):
 @pytest.mark.parametrize(
     "row, silent_about",
     [
-        ("guided", [0, 1, 3, 4]),
+        ("guided", [0, 1, 4, 5]),
         ("oracle intent", [1]),
         ("shuffled guidance", [2]),
-        ("hold", [4]),
-        ("ridge on past joints", [4]),
-        ("guided, thinker silent", [5]),
-        ("unguided", [0, 1, 2, 3, 5]),
+        ("shuffled guidance, any time", [3]),
+        ("hold", [5]),
+        ("ridge on past joints", [5]),
+        ("guided, thinker silent", [6]),
+        ("unguided", [0, 1, 2, 3, 4, 6]),
     ],
 )
 def test_a_claim_without_its_row_is_not_measured(row, silent_about):
@@ -352,21 +355,21 @@ def test_a_claim_without_its_row_is_not_measured(row, silent_about):
 
 def test_a_claim_about_a_horizon_that_was_not_scored_is_not_measured():
     found = judge(horizons=(8, 16))[1]
-    assert [v.held for v in found] == [None] * 6
+    assert [v.held for v in found] == [None] * 7
     assert "no horizon of 32 steps" in found[0].measured
 
 
 def test_one_episode_decides_nothing():
     truth = make_truth(episodes=1, steps=32, holes=False)
-    assert [v.held for v in judge(truth=truth)[1]] == [None] * 6
+    assert [v.held for v in judge(truth=truth)[1]] == [None] * 7
 
 
 def test_both_kinds_of_inputs_are_judged_apart():
     rows = [make_prediction(LONG_TRUTH, row, error, no_cue_m=0.06, full=False) for row, error in GOOD.items()]
     rows += [make_prediction(LONG_TRUTH, row, 0.05, POSE, full=False) for row in GOOD]
     found = claims.verdicts(score(LONG_TRUTH, rows))
-    assert [v.held for v in found if v.inputs == IMAGE] == [True] * 6
-    assert not any(v.held for v in found[6:8]) and {v.inputs for v in found[6:]} == {POSE}
+    assert [v.held for v in found if v.inputs == IMAGE] == [True] * 7
+    assert not any(v.held for v in found[7:9]) and {v.inputs for v in found[7:]} == {POSE}
 
 
 def test_a_share_of_nothing_has_no_interval():

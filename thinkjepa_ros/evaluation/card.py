@@ -70,6 +70,7 @@ MAIN_ROWS = (
     "guided",
     "guided, thinker silent",
     "shuffled guidance",
+    "shuffled guidance, any time",
     "removed cue",
     "oracle intent",
 )

@@ -105,7 +105,7 @@ class Bench:
 
     def predictions(self) -> Iterator[Prediction]:
         """All rows, one after the other. Baselines, unguided, guided and oracle at all origins, every other row at
-        the main ones; several seeds for unguided, guided, silent and shuffled.
+        the main ones; several seeds for unguided, guided, silent, shuffled and oracle.
         """
         yield from rows.simple(self.scene)
         if self.sources.train is not None:
@@ -143,7 +143,12 @@ class Bench:
         yield from rows.forecasts(scene, net, "guided, thinker silent", seed, rows.nobody)
         other = self._shuffled
         foreign = main[self.truth.episode[other[main]] != self.truth.episode[main]]  # one alone of its kind has none
-        yield from rows.forecasts(scene, net, "shuffled guidance", seed, rows.by_another(scene, other), foreign)
+        yield from rows.forecasts(
+            scene, net, "shuffled guidance", seed, rows.by_another(scene, self.truth.sample[other]), foreign
+        )
+        yield from rows.forecasts(
+            scene, net, "shuffled guidance, any time", seed, rows.by_another(scene, self._anytime), main
+        )
         if seed:
             return
         for age_s in rows.STALE_S:
@@ -156,6 +161,10 @@ class Bench:
     @functools.cached_property
     def _shuffled(self) -> np.ndarray:
         return rows.shuffled(self.scene)
+
+    @functools.cached_property
+    def _anytime(self) -> np.ndarray:
+        return rows.anytime(self.scene)
 
     @functools.cached_property
     def _without_cue(self) -> tuple[np.ndarray, Guide]:

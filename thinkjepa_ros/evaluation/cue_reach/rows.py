@@ -179,7 +179,10 @@ def _solve(x: np.ndarray, targets: np.ndarray, penalty: float) -> np.ndarray:
 
 
 def shuffled(scene: Scene, seed: int = 0) -> np.ndarray:
-    """For every origin another one of the same group, of another episode that told or did not tell alike, int64 [N]."""
+    """For every origin another one of the same group, of another episode that told or did not tell alike, int64 [N].
+
+    An origin alone of its kind gets itself.
+    """
     rng, other = np.random.default_rng(seed), np.arange(len(scene.truth.sample))
     for group, told in itertools.product(range(len(GROUPS)), (True, False)):
         chosen = np.flatnonzero((scene.truth.group == group) & (scene.truth.told == told))
@@ -198,15 +201,33 @@ def shuffled(scene: Scene, seed: int = 0) -> np.ndarray:
     return other
 
 
+def anytime(scene: Scene, seed: int = 0) -> np.ndarray:
+    """For every origin a sample of another episode, drawn evenly from all that come after its first thought, int64 [N].
+
+    Unlike `shuffled` it keeps nothing of the origin's phase: a thought tells what time it is, too, by its own phase.
+    Raises ValueError if no other episode has a thought.
+    """
+    tracks, rng = scene.tracks, np.random.default_rng(seed)
+    every = np.flatnonzero(tracks.thought_before(np.arange(len(tracks)), AGE_NS) >= 0)
+    drawn = np.empty(len(scene.truth.sample), np.int64)
+    for number in np.unique(scene.truth.episode):
+        foreign = every[tracks.episode[every] != number]
+        if not len(foreign):
+            raise ValueError("no other episode has a thought to be guided by")
+        own = np.flatnonzero(scene.truth.episode == number)
+        drawn[own] = rng.choice(foreign, len(own))
+    return drawn
+
+
 def by_thinker(scene: Scene, streams: tuple[bool, bool] = (True, True), age_s: float = 0.0) -> Guide:
     """The newest thought at every origin, at least `age_s` old."""
     age_ns = max(AGE_NS, round(age_s * 1e9))
     return lambda chosen: thoughts(scene.tracks, scene.truth.sample[chosen], age_ns, 1.0, streams)
 
 
-def by_another(scene: Scene, other: np.ndarray) -> Guide:
-    """The thought of another origin, see `shuffled`."""
-    return lambda chosen: thoughts(scene.tracks, scene.truth.sample[other[chosen]], AGE_NS)
+def by_another(scene: Scene, samples: np.ndarray) -> Guide:
+    """The thought that another sample has for each origin, int64 [N]; see `shuffled` and `anytime`."""
+    return lambda chosen: thoughts(scene.tracks, samples[chosen], AGE_NS)
 
 
 def by_word(scene: Scene, intent: int) -> Guide:
