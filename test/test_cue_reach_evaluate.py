@@ -72,9 +72,9 @@ def test_the_table_has_every_row_that_can_be_made_and_says_which_can_not(
     assert list(made) == [
         "hold", "constant velocity", "damped velocity", "mean displacement", "mean displacement, same phase",
         "ridge on past joints", "unguided", "unguided, rollout by 8 steps", "guided", "guided, thinker silent",
-        "shuffled guidance", "shuffled guidance, any time", "stale guidance, 1 s", "stale guidance, 2 s", "stale guidance, 4 s",
-        "stale guidance, 6 s", "removed cue", "guided, rollout by 8 steps", "oracle intent", "best of 6 intents",
-        "thinker only", "random encoder, unguided",
+        "shuffled guidance", "shuffled guidance, any time", "stale guidance, 1 s", "stale guidance, 2 s",
+        "stale guidance, 4 s", "stale guidance, 6 s", "removed cue", "guided, rollout by 8 steps", "oracle intent",
+        "best of 6 intents", "thinker only", "random encoder, unguided",
     ]  # fmt: skip
     assert [row["row"] for row in found["rows"] if row["inputs"] == "observed pose"] == list(made)
     main = int(((bench.truth.group == 2) & bench.truth.told).sum())
