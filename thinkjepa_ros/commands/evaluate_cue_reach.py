@@ -49,7 +49,7 @@ def evaluate_cue_reach(
         return
     import json
 
-    from ..checkpoints import write_atomically
+    from ..checkpoints import WEIGHTS, sha256_of, write_atomically
     from ..data.episode import list_episodes
     from ..demo.live import run_live
     from ..evaluation.cue_reach import against_live
@@ -72,5 +72,7 @@ def evaluate_cue_reach(
     ]
     found = against_live.compare(bench, numbers, *runs)
     found["command"] = " ".join(["thinkjepa", *sys.argv[1:]])
+    found["weights_sha256"] = bench.manifest.sha256[WEIGHTS]
+    found["thinker_sha256"] = sha256_of(sources.thinker / WEIGHTS)
     against_live.show(found)
     write_atomically(out, (json.dumps(found, indent=1) + "\n").encode())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .coverage import table
 
 
 def _cm(interval: dict[str, float]) -> str:
+    if math.isnan(interval["mean"]):
+        return "–"
     return f"{100 * interval['mean']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
 
 
