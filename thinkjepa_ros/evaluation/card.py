@@ -115,8 +115,11 @@ def live_table(figures: dict[str, Any]) -> str:
 
 def encoders_table(figures: list[dict[str, Any]]) -> str:
     """The JSON of `thinkjepa evaluate encoder`."""
-    lines = ["| recipe | visible joints, cm | cubes and trays, cm | spread | rank |", "|---|---|---|---|---|"]
+    lines = [
+        "| recipe | steps | CPU minutes | visible joints, cm | cubes and trays, cm | spread | rank |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in figures:
-        places = f"{_cm(row['joints'])} | {_cm(row['things'])}"
-        lines.append(f"| {row['recipe']} | {places} | {row['spread']:.2f} | {row['rank']:.1f} |")
+        cost, places = f"{row['steps']} | {row['cpu_minutes']:g}", f"{_cm(row['joints'])} | {_cm(row['things'])}"
+        lines.append(f"| {row['recipe']} | {cost} | {places} | {row['spread']:.2f} | {row['rank']:.1f} |")
     return "\n".join(lines)

@@ -62,6 +62,8 @@ class Row:
     things_minus_first: Interval
     spread: float
     rank: float
+    steps: int  #: of its training; 0 where the checkpoint does not say
+    cpu_minutes: float
 
     def as_dict(self) -> dict[str, Any]:
         return {k: v._asdict() if isinstance(v, Interval) else v for k, v in vars(self).items()}
@@ -153,6 +155,8 @@ def evaluate(
                 things_minus_first=paired_bootstrap(both[1], errors[0][1]),
                 spread=spread(picked),
                 rank=effective_rank(picked),
+                steps=int(manifest.training.get("encoder_steps", 0)),
+                cpu_minutes=round(manifest.training.get("encoder_cpu_seconds", 0) / 60, 1),
             )
         )
     show(rows, len(scored))
@@ -164,9 +168,10 @@ def evaluate(
 def show(rows: Sequence[Row], episodes: int) -> None:
     """Print the rows."""
     table = Table(title=f"Frozen encoders on {episodes} episodes: error in cm, 95 % intervals over episodes")
-    for column in ("encoder", "recipe", "visible joints", "cubes and trays", "spread", "rank"):
+    for column in ("encoder", "recipe", "steps", "CPU min", "visible joints", "cubes and trays", "spread", "rank"):
         table.add_column(column, justify="left" if column in ("encoder", "recipe") else "right")
     for row in rows:
         cells = (f"{100 * i.mean:.2f} [{100 * i.low:.2f}, {100 * i.high:.2f}]" for i in (row.joints, row.things))
-        table.add_row(row.model, row.recipe, *cells, f"{row.spread:.2f}", f"{row.rank:.1f}")
+        cost = (str(row.steps), f"{row.cpu_minutes:g}")
+        table.add_row(row.model, row.recipe, *cost, *cells, f"{row.spread:.2f}", f"{row.rank:.1f}")
     Console().print(table)

@@ -198,6 +198,8 @@ def evaluate(sources: Sources, out: Path, command: Sequence[str] = ()) -> dict[s
         with _CONSOLE.status("Rows of the table") as status:
             for made in bench.predictions():
                 status.update(f"{made.row} ({made.inputs}, seed {made.seed})")
+                if not _CONSOLE.is_terminal and made.inputs == rows.IMAGE:  # a log has no spinner
+                    _CONSOLE.print(f"{time.monotonic() - began:5.0f} s  {made.row}, seed {made.seed}", highlight=False)
                 yield made
 
     found = score(bench.truth, told())
