@@ -31,6 +31,8 @@ def test_the_tables_in_the_documents_are_those_of_the_evaluations() -> None:
     marked = {document: set(MARK.findall(document.read_text())) for document in DOCUMENTS}
     assert {("evaluation", "joints now"), ("evaluation", "moving hand, 32 steps")} <= marked[ROOT / "README.md"]
     assert {("evaluation", "all"), ("evaluation", "sigma")} <= marked[MINI / "README.md"]
+    results = marked[ROOT / "docs" / "cue_reach_results.md"]
+    assert {("cue_reach", "verdicts"), ("cue_reach", "all"), ("cue_reach_live", "all"), ("encoders", "all")} <= results
     assert {("thinker/evaluation", "answers"), ("thinker/evaluation", "probe")} <= marked[
         MINI / "thinker" / "README.md"
     ]
@@ -50,6 +52,16 @@ def test_the_figures_belong_to_the_weights_that_ship(figures: dict) -> None:
     manifest = checkpoints.read_manifest(MINI, model.KIND)
     assert figures["weights_sha256"] == manifest.sha256[checkpoints.WEIGHTS]
     assert manifest.trained and manifest.domain == "simulation"
+
+
+@pytest.mark.parametrize("name", ["cue_reach", "cue_reach_live"])
+def test_the_benchmark_was_run_with_the_weights_that_ship(name: str) -> None:
+    found = json.loads((MINI / f"{name}.json").read_text())
+    about = found.get("about", found)
+    assert about["weights_sha256"] == checkpoints.read_manifest(MINI, model.KIND).sha256[checkpoints.WEIGHTS]
+    assert about["thinker_sha256"] == checkpoints.sha256_of(MINI / "thinker" / checkpoints.WEIGHTS)
+    assert "thinkjepa evaluate cue-reach data/test" in about["command"]
+    assert found["episodes"] >= (500 if name == "cue_reach" else 60)
 
 
 def test_the_shipped_model_does_what_is_claimed_of_it(figures: dict) -> None:
