@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from thinkjepa_ros.bridge.parameters import PREDICTOR, THINKER
-from thinkjepa_ros.bridge.replay_parameters import PLAYER
+from thinkjepa_ros.bridge.replay_parameters import EVALUATOR, PLAYER
 
 FOLDER = Path(__file__).resolve().parents[1] / "launch"
 FILES = sorted(FOLDER.glob("*.launch.py"))
@@ -30,11 +30,17 @@ SAME = {
         "clock": (PLAYER, "clock"),
         "bag_image_topic": (PLAYER, "image_topic"),
     },
+    "evaluate.launch.py": {
+        name: (EVALUATOR, name)
+        for name in ("truth_topic", "truth_type", "truth_joints", "truth_frame", "camera_pose_from", "pose_topic")
+        + ("world_frame", "late_s")
+    },
 }
 REQUIRED = {
     "thinkjepa.launch.py": "namespace params_file use_sim_time log_level image_topic image_transport model device "
     "thinker autostart respawn",
     "replay.launch.py": "bag rate loop",
+    "evaluate.launch.py": "bag truth_topic truth_type truth_joints pose_topic window_s out clock namespace",
 }
 
 
@@ -151,3 +157,28 @@ def test_replay_takes_the_transport_from_the_bag(tmp_path, monkeypatch):
     player = nodes["/player"]["parameters"]
     assert player["rate"] == 2.0 and isinstance(player["rate"], float)
     assert player["bag"] == str(bag) and player["wait_for_subscribers"] == 2
+
+
+def test_beside_a_running_robot_only_the_evaluator_is_started(tmp_path, monkeypatch):
+    nodes = started(
+        "evaluate.launch.py", tmp_path, monkeypatch, truth_topic="/hand", namespace="robot1", out=str(tmp_path / "o")
+    )
+    assert set(nodes) == {"/robot1/evaluator"}
+    own = {parameter.name: parameter for parameter in EVALUATOR}
+    found = nodes["/robot1/evaluator"]["parameters"]
+    for name, value in found.items():
+        assert name == "use_sim_time" or own[name].refusal(value) is None, name
+    assert found["truth_topic"] == "/hand" and found["out"] == str(tmp_path / "o") and found["window_s"] == 10.0
+    assert found["use_sim_time"] is False
+
+
+def test_with_a_bag_everything_is_started_on_its_clock(tmp_path, monkeypatch):
+    bag = FOLDER.parent / "models" / "demo" / "cue_reach"
+    nodes = started(
+        "evaluate.launch.py", tmp_path, monkeypatch, bag=str(bag), thinker="false", rate="0.5", out=str(tmp_path)
+    )
+    assert set(nodes) == {"/evaluator", "/predictor", "/player"}
+    assert all(nodes[name]["parameters"]["use_sim_time"] for name in ("/evaluator", "/predictor"))
+    player = nodes["/player"]["parameters"]
+    assert player["clock"] == "bag" and player["rate"] == 0.5 and player["wait_for_subscribers"] == 1
+    assert nodes["/evaluator"]["parameters"]["picture_rate_hz"] == 0.0, "the player waits for those who work"

@@ -114,7 +114,7 @@ def test_every_message_package_in_use_is_a_dependency(manifest):
 
 def test_every_third_party_import_is_required():
     known = {"cv2": "opencv-python-headless", "PIL": "pillow", "qwen_vl_utils": "qwen-vl-utils"}
-    optional = {"matplotlib", "tensorboard", "launch", "launch_ros", "torchao", "qwen-vl-utils"}
+    optional = {"matplotlib", "tensorboard", "launch", "launch_ros", "torchao", "qwen-vl-utils", "rerun", "tf2_ros"}
     declared = requirements("runtime") | requirements("sim")
     used = imported(ROOT / "thinkjepa_ros") - set(sys.stdlib_module_names) - {"thinkjepa_ros", "rclpy"}
     used = {known.get(name, name) for name in used if not name.endswith(("_msgs", "_srvs", "_interfaces"))} - optional
@@ -123,7 +123,7 @@ def test_every_third_party_import_is_required():
 
 def test_every_requirement_is_pinned():
     pinned = requirements("constraints")
-    for name in ("ros-run", "ros-build", "runtime", "sim", "dev", "quantize"):
+    for name in ("ros-run", "ros-build", "runtime", "sim", "dev", "quantize", "viz"):
         assert requirements(name) <= pinned, f"{sorted(requirements(name) - pinned)} of {name}.txt"
     lines = (ROOT / "requirements" / "constraints.txt").read_text().splitlines()
     assert all("==" in line for line in lines if line and line[0] != "#")

@@ -133,6 +133,7 @@ _SENTENCES = {
     "thinkjepa_ros.checkpoints": "CheckpointError",
     "thinkjepa_ros.data.episode": "EpisodeError",
     "thinkjepa_ros.data.recording": "RecordingError",
+    "thinkjepa_ros.evaluation.bag.replay": "ReplayError",
     "thinkjepa_ros.evaluation.runs": "RunError",
     "thinkjepa_ros.jepa.forecaster": "ForecastError",
     "thinkjepa_ros.thinker.errors": "ThinkerError",

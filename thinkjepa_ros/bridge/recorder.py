@@ -8,35 +8,38 @@ from typing import Any
 
 import cv2
 import numpy as np
-from geometry_msgs.msg import PoseArray, PoseStamped
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
 from thinkjepa_ros.bridge.images import ImageError, to_rgb
 from thinkjepa_ros.bridge.stamps import read_stamp
 from thinkjepa_ros.evaluation.runs import Run
+from thinkjepa_ros.evaluation.score import NoTruthError
+from thinkjepa_ros.evaluation.sightings import Sightings
 from thinkjepa_ros.values import Camera, Forecast
 
 #: Images wait this long for the forecast that is made from them.
 MAX_WAITING, MAX_WAITING_BYTES = 60, 64 << 20
-#: Before the first forecast only the last truths and poses can matter.
-MAX_BEFORE = 300
+#: How much truth is kept from before the first forecast.
+BEFORE_NS = 10_000_000_000
 MAX_PICTURE_WIDTH = 960
 
 
 @dataclass
 class Recorder:
-    """Everything of a run that is kept. image_type: Image or CompressedImage; picture_rate_hz: at most so many."""
+    """Everything of a run that is kept. image_type: Image or CompressedImage; picture_rate_hz: at most so many.
+
+    sightings: truth and camera poses, to be filled by whoever receives them.
+    """
 
     image_type: Any
     picture_rate_hz: float
+    sightings: Sightings
     camera: Camera | None = None
     begins_ns: list[int] = field(default_factory=list)
     forecasts: list[tuple[Forecast, int, int]] = field(default_factory=list)  # with receipt in ns and epoch
     _waiting: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
     _pictures: list[tuple[int, bytes]] = field(default_factory=list)
-    _truth: list[bytes] = field(default_factory=list)
-    _poses: list[bytes] = field(default_factory=list)
 
     def image(self, cdr: bytes) -> None:
         """A serialized image; it is kept if a forecast of the same stamp comes soon and a picture is due."""
@@ -46,18 +49,10 @@ class Recorder:
         ):
             self._waiting.popitem(last=False)
 
-    def truth(self, cdr: bytes) -> None:
-        """A serialized PoseArray of true joints."""
-        self._append(self._truth, cdr)
-
-    def pose(self, cdr: bytes) -> None:
-        """A serialized PoseStamped of the camera."""
-        self._append(self._poses, cdr)
-
-    def _append(self, store: list[bytes], cdr: bytes) -> None:
-        store.append(cdr)
-        if not self.forecasts:
-            del store[:-MAX_BEFORE]
+    def trim(self) -> None:
+        """Before the first forecast only the truth of the last seconds can matter: let go of what is older."""
+        if not self.forecasts and self.sightings.newest_ns is not None:
+            self.sightings.forget_before(self.sightings.newest_ns - BEFORE_NS)
 
     def forecast(self, forecast: Forecast, receipt_ns: int, epoch: int) -> None:
         """A forecast and when it was received."""
@@ -81,10 +76,7 @@ class Recorder:
         values = [forecast for forecast, _, _ in kept]
         last = values[-1] if values else None
         steps, joints = last.positions.shape[:2] if last else (0, 0)
-        truth = [(read_stamp(cdr), deserialize_message(cdr, PoseArray).poses) for cdr in self._truth]
-        points = max((len(poses) for _, poses in truth), default=0)
-        truth = [(at, poses) for at, poses in truth if len(poses) == points]
-        places = [[(p.position.x, p.position.y, p.position.z) for p in poses] for _, poses in truth]
+        truth_ns, truth, pose_ns, pose = self._truth(values, words)
         return Run(
             stamp_ns=np.array([f.stamp_ns for f in values], np.int64),
             receipt_ns=np.array([receipt for _, receipt, _ in kept], np.int64),
@@ -95,10 +87,10 @@ class Recorder:
             age_s=np.array([f.guidance_age_s for f in values], np.float32),
             surprise=np.array([f.surprise for f in values], np.float32),
             epoch=np.array([epoch for _, _, epoch in kept], np.int64),
-            truth_ns=np.array([at for at, _ in truth], np.int64),
-            truth=_stack(places, points, 3),
-            pose_ns=np.array([read_stamp(cdr) for cdr in self._poses], np.int64),
-            pose=np.array([_matrix(cdr) for cdr in self._poses], np.float64).reshape(len(self._poses), 4, 4),
+            truth_ns=truth_ns,
+            truth=truth,
+            pose_ns=pose_ns,
+            pose=pose,
             picture_ns=np.array([at for at, _ in self._pictures], np.int64),
             pictures=[data for _, data in self._pictures],
             begins_ns=np.array(self.begins_ns, np.int64),
@@ -110,6 +102,18 @@ class Recorder:
             domain=last.domain if last else "",
             words=words,
         )
+
+    def _truth(self, values: list[Forecast], words: dict[str, Any]) -> tuple[np.ndarray, ...]:
+        """Truth in a frame that does not move, for the joints of the forecasts, and camera poses: as in Run.
+
+        Where that cannot be, everything as it came; why is added to `words`.
+        """
+        if values and self.sightings.newest_ns is not None:
+            try:
+                return self.sightings.placed(values[-1].joint_names, values[-1].frame_id, [f.stamp_ns for f in values])
+            except NoTruthError as error:
+                words["truth"] = str(error)
+        return self.sightings.all()
 
 
 def _stack(items: list[Any], *shape: int) -> np.ndarray:
@@ -127,18 +131,3 @@ def _encode(message: Image) -> bytes:
     if scale < 1:
         rgb = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
-
-
-def _matrix(cdr: bytes) -> np.ndarray:
-    """A serialized pose as [4, 4] world_from_camera; NaN where the quaternion has length 0."""
-    pose = deserialize_message(cdr, PoseStamped).pose
-    q = np.array([pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w])
-    x, y, z, w = q / (np.linalg.norm(q) or np.nan)
-    matrix = np.eye(4)
-    matrix[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    matrix[:3, 3] = [pose.position.x, pose.position.y, pose.position.z]
-    return matrix

@@ -56,8 +56,54 @@ EVALUATOR = (
         "raw subscribes to `image`, compressed to `image/compressed`.",
         choices=("raw", "compressed"),
     ),
-    Parameter("truth_topic", "truth/joints", "True joints in the world (geometry_msgs/PoseArray, NaN = unknown)."),
-    Parameter("pose_topic", "camera/pose", "Pose of the optical frame in the world (geometry_msgs/PoseStamped)."),
+    Parameter(
+        "truth_topic",
+        "truth/joints",
+        "True joints (NaN = unknown), stamped by the clock of the images. In the frame of the camera, or in one that "
+        "does not move; then the camera's pose is needed too.",
+    ),
+    Parameter(
+        "truth_type",
+        "geometry_msgs/PoseArray",
+        "Type of that topic; of a trajectory its first point counts.",
+        choices=("geometry_msgs/PoseArray", "geometry_msgs/PoseStamped", "trajectory_msgs/MultiDOFJointTrajectory"),
+    ),
+    Parameter(
+        "truth_joints",
+        "",
+        "Names of the points of the truth, separated by commas; those that the model knows too are scored. Empty: as "
+        "the messages say, else the joints of the model in its order.",
+        max_length=65536,
+    ),
+    Parameter("truth_frame", "", "Frame of the truth, in place of what its messages say."),
+    Parameter(
+        "camera_pose_from",
+        "topic",
+        "topic: from pose_topic; tf: from TF, which needs tf2_ros.",
+        choices=("topic", "tf"),
+    ),
+    Parameter(
+        "pose_topic",
+        "camera/pose",
+        "Pose of the optical frame in the frame of the truth (geometry_msgs/PoseStamped). None is needed where the "
+        "truth is in the frame of a camera that stands still.",
+    ),
+    Parameter(
+        "world_frame",
+        "",
+        "With camera_pose_from:=tf a frame that does not move. Empty: the frame of the truth, unless that is the "
+        "camera's; then the camera is taken as if it stood still.",
+    ),
+    Parameter(
+        "window_s",
+        0.0,
+        "Errors are computed as the truth comes and told once a second, over so many last seconds, on `~/metrics` and "
+        "/diagnostics. 0: not at all.",
+        (0, 3600),
+    ),
+    Parameter(
+        "late_s", 0.25, "A warning is told when forecasts come later than this after their image (p95).", (0.001, 60)
+    ),
     Parameter(
         "record_s", 120.0, "Forecasts, truth and pictures are kept for so long; rates and latencies always.", (1, 3600)
     ),

@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
+from .evaluate_bag import evaluate_bag
+from .evaluate_compare import evaluate_compare
 from .evaluate_cue_reach import evaluate_cue_reach
 from .options import MINI, Model, ThinkerPath, shipped
 
 evaluate = typer.Typer(help="Find out what a model is worth, beside baselines.", no_args_is_help=True)
+evaluate.command("bag")(evaluate_bag)
+evaluate.command("compare")(evaluate_compare)
 evaluate.command("cue-reach")(evaluate_cue_reach)
 
 

@@ -1,6 +1,7 @@
-"""Watches a run of the nodes and writes down what came of it: forecasts, latencies, counters, truth, pictures.
+"""Watches the nodes and says what came of it: forecasts, latencies, counters, truth, pictures.
 
-It changes nothing in the graph, and scores nothing either: that is done from the folder it writes (evaluation/runs.py).
+It changes nothing in the graph. What it saw is in the folder that it writes at the end (evaluation/runs.py); with
+`window_s` it also scores forecasts as their truth comes (evaluation/rolling.py) and tells it once a second.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rclpy
-from geometry_msgs.msg import PoseArray, PoseStamped
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.executors import ExternalShutdownException
@@ -30,8 +30,14 @@ from thinkjepa_ros.bridge.parameter import Parameters
 from thinkjepa_ros.bridge.qos import IMAGES, LATCHED
 from thinkjepa_ros.bridge.recorder import Recorder
 from thinkjepa_ros.bridge.replay_parameters import EVALUATOR
+from thinkjepa_ros.bridge.score_report import LiveScore
+from thinkjepa_ros.bridge.transforms import TransformsError
+from thinkjepa_ros.bridge.truth_input import TruthInput, make_sightings
+from thinkjepa_ros.evaluation.rolling import Rolling
 from thinkjepa_ros.evaluation.runs import Run, plain
+from thinkjepa_ros.evaluation.sightings import MAX_KEPT, Sightings
 from thinkjepa_ros.msg import Forecast, Guidance, NodeStatus
+from thinkjepa_ros.values import Forecast as ForecastValue
 
 #: Live rates and latencies are over the last seconds.
 LIVE_S = 5.0
@@ -53,10 +59,16 @@ class Evaluator(Node):
         self._first_forecast: float | None = None
         self._arrivals: list[tuple[float, float]] = []  # monotonic receipt, latency
         self._images = self._count = 0
+        self._newest: ForecastValue | None = None
 
         compressed = self.get("image_transport") == "compressed"
         image_type = CompressedImage if compressed else Image
-        self._recorder = Recorder(image_type, self.get("picture_rate_hz"))
+        self._recorder = Recorder(image_type, self.get("picture_rate_hz"), make_sightings(self.get, kept=None))
+        self._score: LiveScore | None = None
+        if self.get("window_s") > 0:
+            recent = make_sightings(self.get, kept=MAX_KEPT)
+            self._score = LiveScore(self, Rolling(recent, self.get("window_s"), self.get("late_s")))
+        self._truth = TruthInput(self, self.get, self._stores)
         predictor, thinker = self.get("predictor"), self.get("thinker")
         name = "image/compressed" if compressed else "image"
         if self.get("picture_rate_hz") > 0:
@@ -68,8 +80,6 @@ class Evaluator(Node):
             self.create_subscription(
                 NodeStatus, f"{node}/status", lambda status, node=node: self._on_status(node, status), LATCHED
             )
-        self.create_subscription(PoseArray, self.get("truth_topic"), self._keep(self._recorder.truth), 50, raw=True)
-        self.create_subscription(PoseStamped, self.get("pose_topic"), self._keep(self._recorder.pose), 50, raw=True)
         self.create_subscription(Header, f"{self.get('player')}/loop", self._on_loop, LATCHED)
         self.create_timer(1.0, self._tell, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -79,8 +89,12 @@ class Evaluator(Node):
     def _recording(self) -> bool:
         return self._first_forecast is None or time.monotonic() - self._first_forecast < self.get("record_s")
 
-    def _keep(self, store: Callable[[bytes], None]) -> Callable[[bytes], None]:
-        return lambda cdr: store(cdr) if self._recording else None
+    def _stores(self) -> Iterable[Sightings]:
+        """Who keeps truth and camera poses now."""
+        if self._score is not None:
+            yield self._score.rolling.sightings
+        if self._recording:
+            yield self._recorder.sightings
 
     def _on_image(self, cdr: bytes) -> None:
         self._images += 1
@@ -96,6 +110,8 @@ class Evaluator(Node):
 
     def _on_loop(self, header: Header) -> None:
         self._recorder.begins_ns.append(stamp_ns(header.stamp))
+        if self._score is not None:
+            self._score.rolling.sightings.begins_ns.append(stamp_ns(header.stamp))
 
     def _on_status(self, node: str, status: NodeStatus) -> None:
         told = {name: getattr(status, name) for name in status.get_fields_and_field_types() if name != "header"}
@@ -127,13 +143,18 @@ class Evaluator(Node):
             self.get_logger().error(f"refused a forecast: {error}")
             return
         self._count += 1
-        self._arrivals.append((now, (now_ns - forecast.stamp_ns) * 1e-9))
+        latency_s = (now_ns - forecast.stamp_ns) * 1e-9
+        self._arrivals.append((now, latency_s))
         if len(self._arrivals) > 2 * MAX_ARRIVALS:
             del self._arrivals[:MAX_ARRIVALS]
         if self._first_forecast is None:
             self._first_forecast = now
         if self._recording:
             self._recorder.forecast(forecast, now_ns, message.epoch)
+        self._truth.forecast(forecast.stamp_ns, forecast.frame_id)
+        self._newest = forecast
+        if self._score is not None:
+            self._score.rolling.forecast(forecast, message.epoch, latency_s, now)
 
     # ---- what goes out
 
@@ -151,8 +172,8 @@ class Evaluator(Node):
             "thought": self.thoughts[-1] if self.thoughts else None,
             "loops": len(self._recorder.begins_ns),
         }
-        if self._recorder.forecasts:
-            newest = self._recorder.forecasts[-1][0]
+        newest = self._newest
+        if newest is not None:
             told |= {
                 "weight": newest.guidance_weight,
                 "age_s": newest.guidance_age_s,
@@ -163,6 +184,10 @@ class Evaluator(Node):
         return told
 
     def _tell(self) -> None:
+        self._truth.look_up()
+        self._recorder.trim()
+        if self._score is not None:
+            self._score.tick(time.monotonic(), "" if self._newest is None else self._newest.model_id)
         if self.get("live"):
             print(json.dumps(plain(self._live())), flush=True)
 
@@ -178,6 +203,9 @@ class Evaluator(Node):
             "recorded_s": self.get("record_s"),
             "refused_forecasts": self.refused,
         }
+        if self._score is not None:
+            self._score.rolling.turn(time.monotonic())
+            words["score"] = self._score.rolling.total()
         return self._recorder.run(plain(words))
 
     def save(self) -> None:
@@ -202,7 +230,7 @@ def main(args: list[str] | None = None) -> int:
         rclpy.spin(evaluator)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except (InvalidParameterTypeException, InvalidParameterValueException) as error:
+    except (InvalidParameterTypeException, InvalidParameterValueException, TransformsError) as error:
         print(f"evaluator: {error}", file=sys.stderr)
         return 1
     finally:

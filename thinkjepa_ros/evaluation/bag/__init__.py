@@ -1,0 +1,1 @@
+"""`thinkjepa evaluate bag`: what a model is worth on somebody's own recording."""
