@@ -12,6 +12,7 @@ from .options import MINI, Cache, Device, Dtype, Model, Run, Seed, ThinkerPath, 
 from .train_all import train_all
 from .train_cache import train_cache
 from .train_encoder import train_encoder
+from .train_fine_tune import train_fine_tune
 from .train_table import train_table
 
 train = typer.Typer(
@@ -21,6 +22,7 @@ train = typer.Typer(
 train.command("all")(train_all)
 train.command("encoder")(train_encoder)
 train.command("cache")(train_cache)
+train.command("fine-tune")(train_fine_tune)
 train.command("table")(train_table)
 
 

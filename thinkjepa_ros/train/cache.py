@@ -25,7 +25,7 @@ from ..checkpoints import write_atomically
 from ..data.episode import Episode
 from ..jepa.model import ForecastNet
 from ..values import Guidance
-from .clips import Grid, canonical_images
+from .clips import Grid, Variation, canonical_images
 
 Think = Callable[[Episode], list[Guidance]]
 #: Frames that the encoder sees at once.
@@ -54,13 +54,14 @@ class Maker:
     """What fills a cache: the frozen half of a network, and a thinker (None: no thoughts).
 
     thoughts: another cache, folder and `made_by`, from which the thoughts are taken instead: those over a second
-    encoder are the same.
+    encoder are the same. variation: number of the way to see the episodes (`clips.Variation`).
     """
 
     net: ForecastNet
     think: Think | None = None
     think_id: str = ""  #: what tells this thinker and its rhythm from any other
     thoughts: tuple[Path, str] | None = None
+    variation: int = 0
 
     def __post_init__(self) -> None:
         if self.net.config.frames_per_latent != 1 or self.net.config.clip:
@@ -74,13 +75,15 @@ class Maker:
         c = self.net.config
         seen = f"{c.encoder} {c.camera} {c.step_s} {c.predictor.pooled} {c.joint_names} {self.think_id}"
         seen += f" thoughts of {self.thoughts[1]}" if self.thoughts else ""
+        seen += f" variation {self.variation}" if self.variation else ""
         return fingerprint(self.net.encoder, self.net.pose, extra=seen)
 
     def make(self, episode: Episode) -> Shard:
         """Compute the shard of an episode."""
         net, step_ns = self.net, round(self.net.config.step_s * 1e9)
-        index = Grid.of(episode.stamps_ns, step_ns, phase_of(episode, step_ns)).index
-        images = torch.from_numpy(canonical_images(episode, index, net.config.camera))
+        index = Grid.of(episode.stamps_ns, step_ns, phase_of(episode, step_ns, self.variation)).index
+        seen = Variation(episode.seed, self.variation)
+        images = torch.from_numpy(seen.images(canonical_images(episode, index, net.config.camera), net.config.camera))
         device = next(net.parameters()).device
         full, poses = [], []
         with torch.inference_mode():
@@ -122,9 +125,9 @@ def fingerprint(*modules: torch.nn.Module, extra: str = "") -> str:
     return digest.hexdigest()[:16]
 
 
-def phase_of(episode: Episode, step_ns: int) -> int:
+def phase_of(episode: Episode, step_ns: int, variation: int = 0) -> int:
     """Where on the camera's time line the grid of an episode begins: different for each, the same every time."""
-    return int(np.random.default_rng((77, episode.seed)).integers(step_ns))
+    return int(np.random.default_rng((77, episode.seed, *([variation] if variation else []))).integers(step_ns))
 
 
 def fill(

@@ -81,3 +81,35 @@ def turned(
     return cv2.warpPerspective(image, warp, size, flags=cv2.INTER_LINEAR, borderMode=fill), (
         points @ rotation.T
     ).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One way to see a whole episode, as (seed, number) say: number 0 is as it is, others are in other light, by a
+    camera that is turned a little about its centre.
+    """
+
+    seed: int
+    number: int
+
+    def images(self, images: np.ndarray, camera: Camera) -> np.ndarray:
+        """uint8 [K, S, S, 3] of canonical images; all are changed alike."""
+        if not self.number:
+            return images
+        return np.stack([colour_jitter(self._turned(i, camera)[0], self._random(1)) for i in images])
+
+    def camera_pose(self, pose: np.ndarray, camera: Camera) -> np.ndarray:
+        """World from the turned camera, float64 [N, 4, 4], from that of the episode."""
+        if not self.number:
+            return pose
+        back = self._turned(np.zeros((camera.height, camera.width, 3), np.uint8), camera)[1]
+        return np.asarray(pose @ back)
+
+    def _turned(self, image: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+        """The image, and the camera from the turned camera, float64 [4, 4]."""
+        back = np.eye(4)
+        image, back[:3, :3] = turned(image, np.eye(3), camera, self._random(0))
+        return image, back
+
+    def _random(self, what: int) -> np.random.Generator:
+        return np.random.default_rng((78, self.seed, self.number, what))

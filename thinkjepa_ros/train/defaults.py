@@ -20,3 +20,16 @@ SUBGOAL_LR = 1e-3
 SUBGOAL_HORIZON_S = 3.2
 #: Episodes of data/val that a stage is checked on.
 VAL_EPISODES = 40
+
+# --- fine-tuning on recordings, `thinkjepa train fine-tune`
+#: Share of the recordings that is held out.
+HELD_OUT = 0.2
+TUNE_SEE_STEPS = 300  #: of encoder and pose readout
+TUNE_SEE_BATCH = 8  #: pairs of frames
+TUNE_SEE_LR = 1e-3  #: of the pose readout
+TUNE_ENCODER_LR = 1e-4
+TUNE_STEPS = 400
+TUNE_LR = 5e-4
+TUNE_GUIDE_STEPS = 400
+#: With their variations there are about so many episodes to learn a forecast from.
+TUNE_EPISODES = 32

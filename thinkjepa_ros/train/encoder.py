@@ -101,9 +101,11 @@ def train(
     seed: int,
     describe: dict,
     recipe: str = RECIPE,
+    encoder_rate: float = 1.0,
 ) -> Run:
     """Train `net.encoder` and `net.pose` in place, on the device where they are. Resumes from `folder`.
 
+    encoder_rate: learning rate of the encoder as a share of that of the rest; 0 freezes it.
     Under torchrun every process takes its part of the `batch_size` pairs; spread and effective rank are then means over
     the parts. Raises run.Stopped, ValueError.
     """
@@ -111,7 +113,9 @@ def train(
     device = next(net.parameters()).device
     sight = sight_of(net, recipe).to(device)
     describe = describe if recipe == RECIPE else {**describe, "recipe": recipe}
-    run = Run(folder, sight, steps, lr, seed, describe)
+    describe = describe if encoder_rate == 1 else {**describe, "encoder_rate": encoder_rate}
+    sight.encoder.requires_grad_(encoder_rate > 0 and recipe != "random")
+    run = Run(folder, sight, steps, lr, seed, describe, slower={"encoder.": encoder_rate} if encoder_rate else {})
     group = run.group
     if batch_size % group.world:
         raise ValueError(f"a batch of {batch_size} pairs cannot be shared evenly by {group.world} processes")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..checkpoints import WEIGHTS, CheckpointError, Manifest, sha256_of, write_atomically
-from ..data.episode import JOINT_NAMES, Episode
+from ..data.episode import JOINT_NAMES, Episode, EpisodeError
 from ..jepa import model, precision
 from ..jepa.encoder import EncoderConfig
 from ..jepa.predictor import PredictorConfig
@@ -158,6 +158,12 @@ def train_forecast(
     net.to(where).eval().requires_grad_(False)
     source = folder_of(data)
     episodes = clips.load_folder(source, limit)
+    for e in episodes:
+        if e.joint_names != net.config.joint_names:
+            raise EpisodeError(
+                f"{source}: the joints of {e.split}_{e.seed} are not those of {init} ({e.joint_names[0]}, … and "
+                f"{net.config.joint_names[0]}, …); `thinkjepa train fine-tune {data}` makes a model for them."
+            )
     began = time.monotonic()
     maker = cache_maker(net, mind, thinker)
     tracks = cached(episodes, maker, latents or run / "cache", processes)

@@ -54,6 +54,8 @@ class Run:
     clip: float = 1.0
     save_every_s: float = 60.0
     quiet: bool = False
+    #: Learning rate of the parameters whose names begin so, as a share of that of the others.
+    slower: dict[str, float] = field(default_factory=dict)
     _sums: dict[str, float] = field(default_factory=dict)
     _count: int = 0
 
@@ -63,17 +65,21 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.group.wait()
         self.group.same_weights(self.net)
-        decay = [p for p in self.net.parameters() if p.requires_grad and p.ndim > 1]
-        plain = [p for p in self.net.parameters() if p.requires_grad and p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=self.lr,
-            betas=(0.9, 0.99),
-        )
+        self.optimizer = torch.optim.AdamW(list(self._groups()), lr=self.lr, betas=(0.9, 0.99))
         self.step = 0
         self.seconds = 0.0  # wall time of all calls together
         self.cpu_seconds = 0.0  # time of all threads, which other work on the machine does not stretch
         self._load()
+
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        """Parameters by learning rate, matrices and what decays not apart."""
+        for rate in dict.fromkeys((1.0, *self.slower.values())):
+            learn = [p for name, p in self.net.named_parameters() if p.requires_grad and self._rate(name) == rate]
+            yield {"params": [p for p in learn if p.ndim > 1], "weight_decay": self.weight_decay, "rate": rate}
+            yield {"params": [p for p in learn if p.ndim <= 1], "weight_decay": 0.0, "rate": rate}
+
+    def _rate(self, name: str) -> float:
+        return next((rate for prefix, rate in self.slower.items() if name.startswith(prefix)), 1.0)
 
     def random(self, step: int) -> np.random.Generator:
         """The random numbers of a step."""
@@ -103,7 +109,8 @@ class Run:
             cpu = time.process_time()
             while self.step < self.steps_total:
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self.lr * schedule(self.step, self.steps_total, self.warm_up)
+                    # a state that was saved by version 0.1 knows no rates
+                    group["lr"] = group.get("rate", 1.0) * self.lr * schedule(self.step, self.steps_total, self.warm_up)
                 yield self.step
                 self.step += 1
                 bar.advance(task)
