@@ -121,7 +121,9 @@ def test_thoughts_guide_only_the_episode_they_are_about(tmp_path, episodes, mini
         assert all(begin <= t["stamp_ns"] < t["heard_ns"] < begin + 10 * NS for t in live.thoughts)
 
 
-@pytest.mark.parametrize(("broken", "guided"), [("model", False), ("thinker", True)])
+@pytest.mark.parametrize(
+    ("broken", "guided"), [("model", False), pytest.param("thinker", True, marks=pytest.mark.slow)]
+)
 def test_a_node_that_can_not_work_ends_it_with_a_sentence(tmp_path, episodes, broken, guided):
     name = "predictor" if broken == "model" else "thinker"
     with pytest.raises(LiveError, match=f"the {name} does not work: .*no_model.*the logs are in"):

@@ -368,9 +368,8 @@ def test_a_model_that_can_not_be_loaded_ends_the_demo(tmp_path, cue_reach):
     assert "the predictor does not work" in run.output and "no_model" in run.output
 
 
-@pytest.mark.parametrize(
-    "name", ["g1_pick_40", *(pytest.param(n, marks=pytest.mark.slow) for n in ("g1_pick_25", "human_hand"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["g1_pick_40", "g1_pick_25", "human_hand"])
 def test_demo_on_real_recordings(tmp_path, small_model, shared, name):
     """mcap and sqlite3, with and without calibration: rates and pictures, no error, and said why."""
     thinker = "thinker=True" if name == "g1_pick_40" else "thinker=False"  # two of the three without, to be quicker

@@ -313,6 +313,7 @@ def leaks(before: Counter, after: Counter) -> dict[str, tuple[int, int]]:
     return {name: (before[name], after[name]) for name in after if after[name] > before[name] + 60}
 
 
+@pytest.mark.slow
 def test_cancels_hangs_broken_images_and_floods_leave_a_node_that_thinks(stress):
     stress.round(cancels=4, hangs=1, images=3, flood_s=0.3, restarts=1)
     before, resident = burden(), resident_bytes()
