@@ -103,7 +103,7 @@ def test_inputs_phases_verdicts_and_seeds_have_their_tables(contents):
     assert seeds[0][:3] == ["guided", "0, 1, 2", " to ".join(f"{100 * x:.2f}" for x in spread)] and len(seeds) == 1
     verdicts = found["verdicts"].rows
     assert len(verdicts) == 2 * len(CLAIMS) and {row[1] for row in verdicts} == {IMAGE, POSE}
-    assert [row[2] for row in verdicts[:3]] == ["yes", "yes", "yes"] and verdicts[4][2] == "not measured"
+    assert [row[2] for row in verdicts[:3]] == ["yes", "yes", "yes"] and verdicts[5][2] == "not measured"
     for table in found.values():
         assert all(len(row) == len(table.header) for row in table.rows) and not any("nan" in str(r) for r in table.rows)
 
