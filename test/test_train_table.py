@@ -275,7 +275,7 @@ def test_a_trial_that_was_asked_to_stop_goes_on_to_the_same_weights(tracks: Trac
     train_trials(tmp_path / "alone", tracks, [trial], steps)
     out = tmp_path / "table"
     folder = out / trial.folder
-    work = functools.partial(train_table_in_a_process, out, pack(tracks), [trial], steps, 0.6)
+    work = functools.partial(train_table_in_a_process, out, pack(tracks), [trial], steps, 0.25)
     with other_process(work) as other:
         wait_for_step(folder, 2)
         assert other.pid is not None
