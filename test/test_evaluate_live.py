@@ -374,14 +374,15 @@ def _when(condition, act, timeout_s=120.0) -> None:
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_guidance_its_age_and_twice_the_speed(tmp_path):
+def test_guidance_its_age_and_half_the_speed(tmp_path):
     from thinkjepa_ros.demo.live_bag import replay_live
 
     short = copy_of(ROOT / "models" / "demo" / "cue_reach", tmp_path / "short", 6.0)
     out = replay_live([short, short], SHIPPED, rate=0.5, out=tmp_path / "out")
     assert out.unguided is None and set(out.bag) == {0, 1} and len(out.thoughts) >= 2
     guided = out.weight > 0
-    assert guided.any() and (out.age_s[guided] > 0).all() and np.isnan(out.age_s[out.weight == 0]).any()
+    # whether a forecast comes before the first thought depends on the machine
+    assert guided.any() and (out.age_s[guided] > 0).all() and not guided[np.isnan(out.age_s)].any()
     assert np.isfinite(out.truth[:, -1]).any(), "some horizons are whole"
     assert out.about["speed"]["times_real_time"] < 0.7
     assert any("0.5 times real time" in note for note in out.about["notes"])
