@@ -44,7 +44,7 @@ def test_raw_images_are_what_the_nodes_see(encoding: str, big: bool) -> None:
     message = raw(encoding, pixels * 257 if size == 2 else pixels, big and size == 2, padding=3)
     found, size_told = jpeg_of(message, 100)
     assert size_told == (64, 48)
-    assert np.abs(pictures._raw(message).astype(int) - node.to_rgb(message)).max() <= 1
+    assert np.abs(pictures.raw_rgb(message).astype(int) - node.to_rgb(message)).max() <= 1
     assert decoded(found).shape == (48, 64, 3)
     assert set(node.ENCODINGS) == set(pictures._ENCODINGS)
 

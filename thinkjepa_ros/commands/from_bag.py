@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from . import bag_options as options
-from .bag_options import words as words
 
 
 def from_bag(

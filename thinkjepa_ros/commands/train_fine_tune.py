@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..train import defaults
+from .bag_options import words
 from .options import MINI, Device, Dtype, Run, Seed, Threads, shipped
 
 
@@ -74,7 +75,7 @@ def train_fine_tune(
         judge=judge,
         val=val,
         held_out=held_out,
-        joints=[word for part in joints.split(",") if (word := part.strip())],
+        joints=words(joints),
         camera=camera,
         thinker=None if thinker is None else shipped(thinker),
         see_steps=see_steps,

@@ -49,7 +49,7 @@ def jpeg_of(message: Any, quality: int = 92) -> tuple[bytes, tuple[int, int]]:
     """JPEG file and (width, height) of a sensor_msgs Image or CompressedImage. Raises PictureError."""
     if hasattr(message, "format"):
         return _compressed(message, quality)
-    rgb = _raw(message)
+    rgb = raw_rgb(message)
     return encode_jpeg(rgb, quality), (rgb.shape[1], rgb.shape[0])
 
 
@@ -90,7 +90,7 @@ def _compressed(message: Any, quality: int) -> tuple[bytes, tuple[int, int]]:
     return encode_jpeg(rgb, quality), size
 
 
-def _raw(message: Any) -> np.ndarray:
+def raw_rgb(message: Any) -> np.ndarray:
     """RGB uint8 [H, W, 3] of a sensor_msgs/Image."""
     known = _ENCODINGS.get(message.encoding)
     if known is None:

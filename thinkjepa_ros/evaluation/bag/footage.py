@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from thinkjepa_ros.data.pictures import PictureError, _raw, jpeg_of
+from thinkjepa_ros.data.pictures import PictureError, jpeg_of, raw_rgb
 from thinkjepa_ros.data.recording import Recording
 from thinkjepa_ros.data.survey import Settings
 from thinkjepa_ros.data.typed import read, stamp_ns
@@ -18,7 +18,7 @@ from thinkjepa_ros.data.typed import read, stamp_ns
 def rgb_of(message: Any) -> np.ndarray:
     """RGB uint8 [H, W, 3] of a sensor_msgs Image or CompressedImage, losslessly. Raises PictureError."""
     if not hasattr(message, "format"):
-        return _raw(message)
+        return raw_rgb(message)
     data = np.frombuffer(memoryview(message.data), np.uint8)
     odd = message.format.startswith("bayer_") or "compressed rgb" in message.format
     if odd or data[:4].tobytes() != b"\x89PNG":  # a PNG would become a JPEG

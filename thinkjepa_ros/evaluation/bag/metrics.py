@@ -149,7 +149,8 @@ def measure_each(replay: Replay) -> Measured:
         for steps in horizons:
             whole = np.asarray(known[:, steps - 1].any(1))
             ends[steps] += int(whole.sum())
-            for group, joints in _groups(replay, part, steps).items():
+            groups = rows.groups(replay.truth_present[part], replay.truth[part, :steps], replay.joint_names)
+            for group, joints in groups.items():
                 chosen = joints & whole[:, None]
                 for row in there:
                     cell = one[group][steps][row]
@@ -175,18 +176,6 @@ def _blocks(replay: Replay) -> Iterator[tuple[slice, dict[str, np.ndarray], np.n
         values = rows.predictions(replay, part)
         known = metrics.answered_by_all(np.isfinite(replay.truth[part]).all(-1), *values.values())
         yield part, values, known
-
-
-def _groups(replay: Replay, part: slice, steps: int) -> dict[str, np.ndarray]:
-    """Which joints are in each group, bool [n, J]. Of joints that are not known now nobody knows whether they move."""
-    now, ahead = replay.truth_present[part], replay.truth[part, :steps]
-    hands = metrics.joint_groups(replay.joint_names)
-    moving = metrics.moving_joints(now, ahead, hands)
-    told = np.zeros_like(moving)
-    both = (np.isfinite(now).all(-1)[:, None] & np.isfinite(ahead).all(-1)).any(1)
-    for joints in hands.values():
-        told[:, joints] = both[:, joints].any(1)[:, None]
-    return {"moving": moving, "resting": told & ~moving, "all": np.ones_like(moving)}
 
 
 def _speed_errors(value: np.ndarray, truth: np.ndarray, known: np.ndarray, step_s: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,6 @@ def differences(
 def _each(a: Replay, b: Replay, horizons: Sequence[int]) -> dict[tuple[str, int, str], tuple[np.ndarray, np.ndarray]]:
     """ADE and FDE of `b` minus those of `a` for every pair, [n] and [n], by (group, steps, row); a block at a time."""
     out: dict[tuple[str, int, str], tuple[np.ndarray, np.ndarray]] = {}
-    hands = errors.joint_groups(a.joint_names)
     for begin in range(0, len(a), _BLOCK):
         part = slice(begin, min(begin + _BLOCK, len(a)))
         ours, theirs = (rows.predictions(one, part) for one in (a, b))
@@ -171,7 +170,7 @@ def _each(a: Replay, b: Replay, horizons: Sequence[int]) -> dict[tuple[str, int,
             truth = a.truth[part, :steps]
             known = np.isfinite(truth).all(-1)
             known &= known[:, -1].any(-1)[:, None, None]  # only whole horizons
-            groups = _groups(a.truth_present[part], truth, hands)
+            groups = rows.groups(a.truth_present[part], truth, a.joint_names)
             for name, both in sides.items():
                 pair = [one[:, :steps] for one in both]
                 mask = errors.answered_by_all(known, *pair)
@@ -182,16 +181,6 @@ def _each(a: Replay, b: Replay, horizons: Sequence[int]) -> dict[tuple[str, int,
                     room[0][part] = errors.ade(second) - errors.ade(first)
                     room[1][part] = errors.fde(second) - errors.fde(first)
     return out
-
-
-def _groups(now: np.ndarray, truth: np.ndarray, hands: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Which joints are in each group, bool [n, J], as `metrics` has them: unknown now is neither moving nor resting."""
-    moving = errors.moving_joints(now, truth, hands)
-    told = np.zeros_like(moving)
-    seen = np.isfinite(now).all(-1) & np.isfinite(truth).all(-1).any(1)
-    for joints in hands.values():
-        told[:, joints] = seen[:, joints].any(1)[:, None]
-    return {"moving": moving, "resting": told & ~moving, "all": np.ones_like(moving)}
 
 
 def _interval(values: np.ndarray, stretch: np.ndarray) -> Interval:

@@ -5,9 +5,11 @@ Shapes: N forecasts, T steps, J joints.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from thinkjepa_ros.evaluation import baselines
+from thinkjepa_ros.evaluation import baselines, metrics
 
 from .replay import Replay
 
@@ -39,6 +41,20 @@ def predictions(replay: Replay, part: slice) -> dict[str, np.ndarray]:
         if value is not None:
             out[name] = value[part].astype(np.float64)
     return out
+
+
+def groups(now: np.ndarray, ahead: np.ndarray, joint_names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Which joints are in each group, bool [n, J], by the truth now [n, J, 3] and ahead [n, T, J, 3].
+
+    Of joints that are not known now nobody knows whether they move: they are neither moving nor resting.
+    """
+    hands = metrics.joint_groups(joint_names)
+    moving = metrics.moving_joints(now, ahead, hands)
+    told = np.zeros_like(moving)
+    known = np.isfinite(now).all(-1) & np.isfinite(ahead).all(-1).any(1)
+    for joints in hands.values():
+        told[:, joints] = known[:, joints].any(1)[:, None]
+    return {"moving": moving, "resting": told & ~moving, "all": np.ones_like(moving)}
 
 
 def stretches(replay: Replay) -> np.ndarray:
