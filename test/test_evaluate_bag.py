@@ -193,7 +193,7 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path: Path, plain: Models, m
 
     monkeypatch.setattr(run_offline, "rgb_of", counted)
     offline([recording(tmp_path / "bag", 6.0)], SETTINGS, plain)
-    assert len(made) == 60 and max(alive) <= run_offline._AHEAD + 4
+    assert len(made) == 60 and max(alive) <= 3
 
 
 def test_joints_are_matched_by_name_else_by_order_where_they_have_none() -> None:

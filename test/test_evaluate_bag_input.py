@@ -26,7 +26,7 @@ from thinkjepa_ros.evaluation.bag import run
 from thinkjepa_ros.evaluation.bag.footage import pictures
 from thinkjepa_ros.evaluation.bag.ground import open_ground
 from thinkjepa_ros.evaluation.bag.metrics import measure
-from thinkjepa_ros.evaluation.bag.offline import Rhythm, find_origins
+from thinkjepa_ros.evaluation.bag.origins import Rhythm, find_origins
 from thinkjepa_ros.evaluation.bag.replay import Replay
 from thinkjepa_ros.evaluation.bag.run import Models, offline
 from thinkjepa_ros.evaluation.bag.twin import Paired

@@ -107,17 +107,18 @@ class Recording:
         return infos[0] if len(infos) == 1 else None
 
     def messages(
-        self, topics: Collection[Topic] = (), start_offset_s: float = 0.0
+        self, topics: Collection[Topic] = (), start_offset_s: float = 0.0, start_ns: int | None = None
     ) -> Iterator[tuple[Topic, int, bytes]]:
         """Serialized messages in the order of recording: (topic, recording time in ns, CDR bytes).
 
-        topics: only these (empty = all). Damage that shows only while reading raises RecordingError.
+        topics: only these (empty = all). start_ns: only those recorded then or later, else start_offset_s after the
+        first message. Damage that shows only while reading raises RecordingError.
         """
         by_name = {topic.name: topic for topic in topics or self.topics}
         connections = [c for c in self._reader.connections if c.topic in by_name]
         if not connections:
             return
-        start = self.start_ns + round(start_offset_s * 1e9) if start_offset_s > 0 else None
+        start = self.start_ns + round(start_offset_s * 1e9) if start_offset_s > 0 and start_ns is None else start_ns
         stream = self._reader.messages(connections, start=start)
         while True:
             try:

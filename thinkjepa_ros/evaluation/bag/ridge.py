@@ -21,6 +21,7 @@ from thinkjepa_ros.values import Frame
 
 from .ground import into_camera, into_world
 from .replay import Replay
+from .room import Room
 
 #: Every so many grid steps of an episode is an example.
 _EVERY = 3
@@ -119,9 +120,9 @@ def _examples(
     return np.stack(pasts), np.stack(ahead)
 
 
-def forecasts(ridge: PastRidge, replay: Replay) -> np.ndarray:
-    """The row over a replay, float32 [N, T, J, 3], in blocks."""
-    out = np.full(replay.truth.shape, np.nan, np.float32)
+def forecasts(ridge: PastRidge, replay: Replay, room: Room) -> np.ndarray:
+    """The row over a replay, float32 [N, T, J, 3], in blocks. room: where it is to be."""
+    out = room.array("ridge", replay.truth.shape)
     for first in range(0, len(replay), 512):
         part = slice(first, first + 512)
         out[part] = ridge(replay.past[part], replay.past_s[part])

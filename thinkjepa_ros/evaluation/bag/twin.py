@@ -23,6 +23,13 @@ class Paired(Forecaster):
         assert isinstance(made, Paired)
         return made
 
+    @property
+    def reach_ns(self) -> int:
+        """How far back something it keeps can matter to a forecast and its surprise: frames that were encoded together,
+        and what was expected a tubelet ago.
+        """
+        return (self.window + self._net.config.predictor.tubelet_steps + 1) * self.step_ns
+
     def lend(self, stamps_ns: Sequence[int]) -> Mapping[int, Any]:
         """The frames with these stamps, which were observed, as `borrow` takes them."""
         return OrderedDict((stamp, self._frames[stamp]) for stamp in stamps_ns)
