@@ -68,6 +68,23 @@ def test_the_same_figures_the_other_way_round(first: Path, tmp_path: Path) -> No
     assert back == pytest.approx([-there[0], -there[2], -there[1]])
 
 
+def test_what_the_surprise_is_worth_is_shown_for_each(first: Path, tmp_path: Path) -> None:
+    value = replay(BAG, error_m=0.01, seed=1)
+    blind = replace(value, surprise=np.full_like(value.surprise, 0.3))  # says the same everywhere
+    page = tmp_path / "compare.html"
+    figures = compare([first, evaluation(tmp_path / "blind", blind)], page)
+    said = "with probability 1.00 in A, 0.50 in B (AUROC; 0.5 is chance)"
+    assert said in figures["surprise"] and figures["surprise"].endswith("chance).") and said in page.read_text()
+    other = replay(BAG, seed=1, events={"source": "labels.csv", "intervals": 1, "labelled": 4})
+    figures = compare([first, evaluation(tmp_path / "table", other)], page)
+    assert figures["surprise"].endswith("their labels are not of the same source.")
+    bare = replace(value, event=None)
+    figures = compare([first, evaluation(tmp_path / "bare", bare)], page)
+    assert "1.00 in A, unknown in B" in figures["surprise"]
+    nobody = [evaluation(tmp_path / name, bare) for name in ("one", "two")]
+    assert compare(nobody, page)["surprise"] == "" and "labelled" not in page.read_text()
+
+
 def test_no_difference_is_not_made_one(first: Path, tmp_path: Path) -> None:
     other = evaluation(tmp_path / "same", replay(BAG, error_m=0.03, seed=5))
     figures = compare([first, other], tmp_path / "compare.html")
@@ -176,7 +193,12 @@ def test_the_command_writes_both_files_and_fails_in_words(first: Path, tmp_path:
     page = tmp_path / "deep" / "compare.html"
     done = CliRunner().invoke(cli.app, ["evaluate", "compare", str(first), str(other), "--out", str(page)])
     assert done.exit_code == 0, done.output
-    assert "is better than A" in done.output and page.exists() and page.with_suffix(".json").exists()
+    assert (
+        "is better than A" in done.output
+        and "1.00 in A, 1.00 in B" in done.output
+        and page.exists()
+        and page.with_suffix(".json").exists()
+    )
     for arguments, sentence in (
         ([str(first)], "name 2 to 26"),
         ([str(first), str(tmp_path / "no")], "holds no evaluation"),

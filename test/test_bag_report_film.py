@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import cv2
 import numpy as np
 import pytest
 from bag_report_kit import EVIL, HEIGHT, IMAGES, RATE_HZ, SECOND, WIDTH, frames_of, hostile, recording, replay
+from rich.console import Console
 
-from thinkjepa_ros.evaluation.bag import rerun, video
+from thinkjepa_ros.data.survey import Settings
+from thinkjepa_ros.evaluation.bag import output, rerun, run, video
 from thinkjepa_ros.evaluation.draw import PREDICTED, TRUE
 
 
@@ -93,6 +96,20 @@ def test_no_film_is_said_with_its_reason(folder: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
     assert "could not be written" in video.write(value, frames_of(folder), tmp_path / "file" / "f.mp4")
+
+
+def test_making_a_film_shows_how_far_it_is(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int | None, list[int]]] = []
+
+    @contextmanager
+    def task(self: run.Bar, words: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        told.append((words, total, []))
+        yield told[-1][2].append
+
+    monkeypatch.setattr(run.Bar, "task", task)
+    value = replay(folder).only(np.arange(25))
+    output.write(value, tmp_path, [folder], Settings(), Console(quiet=True), report=False)
+    assert told == [("drawing forecast.mp4", 25, [1] * 25)]
 
 
 def test_a_recording_for_rerun_holds_everything(folder: Path, tmp_path: Path) -> None:

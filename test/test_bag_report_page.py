@@ -80,7 +80,8 @@ def test_a_report_says_things_in_their_order(folder: Path, tmp_path: Path) -> No
     parts = [
         measure(value)["summary"].split(".")[0], "trained on simulation", "Joints that move", "Joints at rest",
         "Error by time ahead", "Error by joint", "Is sigma right?", "Stability", "computing one forecast",
-        "AUROC of 1.00", "What it saw and said", "Worst moments", "“pick the red cube”", "Best moments",
+        "elsewhere with probability 1.00 (AUROC; 0.5 is chance)",
+        "What it saw and said", "Worst moments", "“pick the red cube”", "Best moments",
         "What was left out, and why",
         "3 × images without a camera pose", "To repeat it", "thinkjepa evaluate bag", "ab" * 32,
         value.about["bags"][0]["sha256"],
@@ -89,6 +90,20 @@ def test_a_report_says_things_in_their_order(folder: Path, tmp_path: Path) -> No
     for part in parts:
         assert part in text[place:], part
         place = text.index(part, place)
+
+
+def test_labelled_moments_are_shaded_where_they_are(folder: Path, tmp_path: Path) -> None:
+    event = np.isin(np.arange(IMAGES), [20, 21, 22, 23, 38, 39, 40, 41])  # the second run crosses two pieces
+    value = replay(folder, events={"source": EVIL, "intervals": 2, "labelled": 8})
+    text = made(replace(value, event=event), tmp_path, None)
+    wide = text.split("Surprise over time")[1].split("</svg>")[0]
+    boxes = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height="[\d.]+" class="event">', wide)
+    left, per_s = plots._LEFT, (plots.WIDE - plots._LEFT - plots._RIGHT) / 5.9
+    begins = np.array([[float(x) - left, float(width)] for x, width in boxes]) / per_s
+    assert np.allclose(begins, [[1.95, 0.4], [3.75, 0.2], [3.95, 0.2]], atol=0.02)
+    assert "Labelled moments are shaded" in text and EVIL in Reader(text).text
+    unlabelled = made(replace(value, event=None), tmp_path, None)
+    assert 'class="event"' not in unlabelled and "abelled moments" not in Reader(unlabelled).text
 
 
 def test_words_from_outside_are_words(folder: Path, tmp_path: Path) -> None:
@@ -161,6 +176,7 @@ def test_a_model_without_the_joints_of_the_truth_shows_baselines(folder: Path, t
     value = replace(replay(folder), guided=None, unguided=None)
     read = Reader(made(value, tmp_path, folder))
     assert "No pictures: the model shares no joint with the truth" in read.text
+    assert "(--joints, --match), or leave --truth out to see the model's own joints" in read.text
     assert "constant velocity" in read.text
 
 

@@ -146,6 +146,8 @@ def test_what_can_not_be_played_is_refused_before_a_node_starts(tmp_path, ground
     for rate in (0.0, 50.0, float("nan")):
         with pytest.raises(LiveBagError, match="the rate is"):
             replay_live([ground.path], settings, rate=rate, out=tmp_path)
+    with pytest.raises(LiveBagError, match="cannot compute in 'float8'; give --dtype one of auto, float32, bfloat16"):
+        replay_live([ground.path], settings, out=tmp_path, dtype="float8")
     with pytest.raises(LiveBagError, match="no recording"):
         replay_live([], settings, out=tmp_path)
     with pytest.raises(LiveBagError, match=r"anchored by all of its 24 joints, the truth of .* has 3"):
@@ -324,7 +326,9 @@ def test_a_recording_through_the_nodes_gives_what_the_model_says_of_its_images(t
     from thinkjepa_ros.values import Frame
 
     short = copy_of(ROOT / "models" / "demo" / "cue_reach", tmp_path / "short", 2.5)
-    out = replay_live([short], SHIPPED, thinker=None, out=tmp_path / "out")
+    out = replay_live([short], SHIPPED, thinker=None, out=tmp_path / "out", dtype="float32")
+    log = (tmp_path / "out" / "recording_0" / "logs" / "predictor.log").read_text()
+    assert "float32 (asked for)" in log, "what the node takes by itself is auto"
     ground = open_ground(short, SHIPPED)
     assert out.guided is None and len(out) > 3 and np.isin(out.stamp_ns, ground.course.stamps_ns).all()
     assert (out.latency_s > -0.02).all() and np.median(out.latency_s) < 2.0

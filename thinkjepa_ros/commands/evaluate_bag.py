@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import bag_options as options
-from .options import MINI, Device, Dtype, Model, Threads, shipped
+from .options import MINI, Device, Model, Threads, shipped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +46,12 @@ def evaluate_bag(
         float, typer.Option(min=0.0, help="A thought over images up to t counts from t + this many seconds on.")
     ] = 0.2,
     out: Annotated[Path, typer.Option(help="Folder for metrics.json, report.html and the rest.")] = Path("out/bag"),
+    events: Annotated[
+        str,
+        typer.Option(
+            help="Labelled moments, for the AUROC of surprise: a std_msgs/Bool topic, or a .csv file with from_s,to_s."
+        ),
+    ] = "",
     no_report: Annotated[bool, typer.Option("--no-report", help="Do not write report.html.")] = False,
     no_video: Annotated[bool, typer.Option("--no-video", help="Do not write forecast.mp4 and forecast.rrd.")] = False,
     image_topic: options.ImageTopic = "",
@@ -62,8 +68,18 @@ def evaluate_bag(
     truth_gap_s: options.TruthGap = 0.25,
     tf_gap_s: options.TfGap = 1.0,
     device: Device = "cpu",
-    dtype: Dtype = "float32",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="In which the predictor computes: float32, bfloat16, or auto, which tries what is faster. Default: "
+            "float32, with --live auto, as on a robot."
+        ),
+    ] = None,
     threads: Threads = 1,
+    workers: Annotated[
+        int,
+        typer.Option(min=0, help="Processes that share the work offline; 0: one per processor. They change no figure."),
+    ] = 0,
 ) -> None:
     """What a model is worth on your own recordings, beside hold, constant velocity and itself without the thinker.
 
@@ -75,6 +91,7 @@ def evaluate_bag(
     """
     from rich.console import Console
 
+    from ..evaluation.bag import events as labels
     from ..evaluation.bag import output
 
     settings = options.settings_of(
@@ -96,6 +113,10 @@ def evaluate_bag(
     renamed = _renamed(match)
     output.check_folder(out)
     console = Console()
+    labelled = None
+    if events:
+        with console.status("reading labels"):
+            labelled = labels.read_labels(events, bags, settings)
     folder = shipped(model)
     mind = None if no_thinker else _thinker(folder, thinker, console)
     about = {"command": shlex.join(["thinkjepa", *sys.argv[1:]])}
@@ -105,22 +126,29 @@ def evaluate_bag(
     if live:
         if ridge is not None or stride is not None:
             raise ValueError("--ridge and --stride are for an evaluation without --live")
-        replay, kept = _live(bags, settings, folder, mind, rate, out, think_period, device, common), list(bags)
+        common |= {"device": device, "dtype": dtype or "auto", "think_period_s": think_period}
+        replay, kept = _live(bags, settings, folder, mind, rate, out, common), list(bags)
     else:
         import cv2
         import torch
 
         from ..evaluation.bag import run
-        from ..evaluation.bag.offline import Rhythm
+        from ..evaluation.bag import workers as processes
+        from ..evaluation.bag.origins import Rhythm
 
+        count = workers or max(1, processes.processors() // threads)
+        if count > 1:
+            processes.prepare()
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
-        models = run.load_models(folder, mind, device, dtype)
+        models = run.load_models(folder, mind, device, dtype or "float32")
         step_s = models.forecaster.step_ns * 1e-9
         rhythm = Rhythm(step_s if stride is None else stride, think_period, think_delay)
-        result = run.offline(bags, settings, models, rhythm, ridge=ridge, **common)
+        result = run.offline(bags, settings, models, rhythm, ridge=ridge, workers=count, scratch=out, **common)
         replay, failed, interrupted = result.replay, result.failed, result.interrupted
         kept = [Path(bag["path"]) for bag in replay.about["bags"]]
+    if labelled is not None:
+        replay = labels.label(replay, labelled)
     try:
         output.write(replay, out, kept, settings, console, report=not no_report, video=not (no_video or interrupted))
     except OSError as error:
@@ -155,16 +183,14 @@ def _thinker(model: Path, thinker: Path | None, console: Console) -> Path | None
 
 def _live(
     bags: list[Path], settings: Settings, model: Path, thinker: Path | None, rate: float, out: Path,
-    think_period: float, device: str, common: dict[str, Any],
+    common: dict[str, Any],
 ) -> Replay:  # fmt: skip
     """The recordings played to the nodes."""
     from ..demo.live_bag import LiveBagStopped, replay_live
     from ..evaluation.bag.live import LiveBagError
 
     try:
-        return replay_live(
-            bags, settings, model, thinker, rate, out=out / "live", device=device, think_period_s=think_period, **common
-        )
+        return replay_live(bags, settings, model, thinker, rate, out=out / "live", **common)
     except LiveBagStopped as error:
         print(error, file=sys.stderr)
         raise SystemExit(130) from None

@@ -35,5 +35,7 @@ def evaluate_compare(
         raise SystemExit(f"{out} cannot be written ({error.strerror}); give another --out") from None
     for sentence in figures["summary"]:
         print(sentence)
+    if figures["surprise"]:
+        print(figures["surprise"])
     print(f"page: {out}")
     print(f"figures: {out.with_suffix('.json')}", file=sys.stdout)

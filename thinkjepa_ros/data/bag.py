@@ -2,7 +2,8 @@
 
 Topics: /camera/image/compressed (CompressedImage), /camera/camera_info, /camera/pose (PoseStamped of the optical frame
 in "world"), /truth/joints (PoseArray in "world", NaN where unknown) with every frame; /instruction (String, latched)
-when an episode begins. Recording time is the stamp of the message.
+when an episode begins; /truth/ball (Bool, latched) of simulated ones when they begin and whenever it changes: whether
+the ball that rolls across the table can be seen. Recording time is the stamp of the message.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from rosbags.typesys import Stores, get_typestore
 from scipy.spatial.transform import Rotation
 
 from thinkjepa_ros.data.episode import Episode, EpisodeError, JpegFrames, encode_jpeg
+from thinkjepa_ros.data.sim.ball import in_view
 
 OPTICAL_FRAME, WORLD_FRAME = "camera_optical", "world"
 IMAGE_TOPIC, INFO_TOPIC, POSE_TOPIC = "/camera/image/compressed", "/camera/camera_info", "/camera/pose"
-JOINTS_TOPIC, INSTRUCTION_TOPIC = "/truth/joints", "/instruction"
+JOINTS_TOPIC, INSTRUCTION_TOPIC, BALL_TOPIC = "/truth/joints", "/instruction", "/truth/ball"
 #: Stamp of the first frame of a bag: a fixed day (2023-11-14), so that the same episodes give the same bytes.
 START_NS = 1_700_000_000_000_000_000
 _TYPES = {
@@ -32,7 +34,9 @@ _TYPES = {
     POSE_TOPIC: "geometry_msgs/msg/PoseStamped",
     JOINTS_TOPIC: "geometry_msgs/msg/PoseArray",
     INSTRUCTION_TOPIC: "std_msgs/msg/String",
+    BALL_TOPIC: "std_msgs/msg/Bool",
 }
+_LATCHED = (INSTRUCTION_TOPIC, BALL_TOPIC)
 _STORAGE = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 
 
@@ -73,6 +77,9 @@ class _Messages:
     def instruction(self, episode: Episode) -> tuple[str, Any]:
         return INSTRUCTION_TOPIC, self._new(_TYPES[INSTRUCTION_TOPIC], episode.instruction)
 
+    def ball(self, seen: bool) -> tuple[str, Any]:
+        return BALL_TOPIC, self._new(_TYPES[BALL_TOPIC], bool(seen))
+
 
 def _latched() -> Qos:
     unset = QosTime(0, 0)
@@ -100,21 +107,29 @@ def write_bag(
     make, frames = _Messages(), 0
     try:
         with Writer(part / path.name, version=8, storage_plugin=_STORAGE[storage]) as writer:
-            connections = {}
-            for topic, kind in _TYPES.items():
-                qos = [_latched()] if topic == INSTRUCTION_TOPIC else []
-                connections[topic] = writer.add_connection(topic, kind, typestore=make.store, offered_qos_profiles=qos)
+            connections: dict[str, Any] = {}
 
             def write(topic: str, message: Any, stamp_ns: int) -> None:
-                writer.write(connections[topic], stamp_ns, bytes(make.store.serialize_cdr(message, _TYPES[topic])))
+                kind = _TYPES[topic]
+                if topic not in connections:
+                    qos = [_latched()] if topic in _LATCHED else []
+                    connections[topic] = writer.add_connection(
+                        topic, kind, typestore=make.store, offered_qos_profiles=qos
+                    )
+                writer.write(connections[topic], stamp_ns, bytes(make.store.serialize_cdr(message, kind)))
 
             for episode in episodes:
                 shift = start_ns - int(episode.stamps_ns[0])
                 write(*make.instruction(episode), start_ns)
+                ball = in_view(episode)
                 for i, stamp in enumerate(episode.stamps_ns.tolist()):
+                    if ball is not None and (i == 0 or ball[i] != ball[i - 1]):
+                        write(*make.ball(ball[i]), stamp + shift)
                     for topic, message in make.frame(episode, i, stamp + shift):
                         write(topic, message, stamp + shift)
                     frames += 1
+                if ball is not None and ball[-1]:  # what follows is another scene
+                    write(*make.ball(False), stamp + shift + 1)
                 start_ns = int(episode.stamps_ns[-1]) + shift + round(gap_s * 1e9)
         (part / path.name).replace(path)
     finally:

@@ -55,6 +55,7 @@ def replay_live(
     *,
     out: Path,
     device: str = "cpu",
+    dtype: str = "auto",
     anchor: bool = False,
     renamed: Mapping[str, str] | None = None,
     think_period_s: float = 1.0,
@@ -65,10 +66,10 @@ def replay_live(
 
     settings: where truth, camera and pose are in the recordings. model, thinker: "mini" or checkpoint folders; without
     a thinker forecasts are unguided. rate: 2.0 plays twice as fast; then latencies and ages are seconds of the
-    recording. out: folder for what the evaluator writes and for logs, one per recording. anchor: the truth is also what
-    the predictor is told of the joints now. renamed: joint of the truth -> joint of the model. about: what is to be
-    added to `Replay.about`. To be called in the main thread. Raises LiveBagError, LiveBagStopped on Ctrl-C,
-    RecordingError and ValueError, each with a sentence.
+    recording. dtype: in which the predictor computes, as its parameter of that name. out: folder for what the evaluator
+    writes and for logs, one per recording. anchor: the truth is also what the predictor is told of the joints now.
+    renamed: joint of the truth -> joint of the model. about: what is to be added to `Replay.about`. To be called in the
+    main thread. Raises LiveBagError, LiveBagStopped on Ctrl-C, RecordingError and ValueError, each with a sentence.
     """
     if not RATES[0] <= rate <= RATES[1]:
         raise LiveBagError(f"the rate is {rate:g}; the nodes can be played to at {RATES[0]:g} to {RATES[1]:g}")
@@ -76,6 +77,7 @@ def replay_live(
         raise LiveBagError("there is no recording to play")
     if find_spec("rclpy") is None:
         raise LiveBagError("--live needs ROS 2 (rclpy); source its setup, or leave --live out")
+    _check_dtype(dtype)
     manifest = _manifest(model, "", "forecaster")
     grounds = [open_ground(bag, settings) for bag in bags]
     for ground in grounds:
@@ -88,8 +90,9 @@ def replay_live(
         for ground in grounds:
             _check_anchor(ground, len(manifest.config.get("joint_names", ())) if manifest else 0)
     rig = _Rig(
-        settings, str(model), None if thinker is None else str(thinker), float(rate), device, anchor, think_period_s
-    )
+        settings, str(model), None if thinker is None else str(thinker), float(rate), device, dtype, anchor,
+        think_period_s,
+    )  # fmt: skip
     played: list[Played] = []
     with stop_signals() as asked, _progress(console or Console(), len(bags)) as show:
         for number, (ground, source) in enumerate(zip(grounds, sources, strict=True)):
@@ -106,6 +109,15 @@ def replay_live(
     return live_replay(
         grounds, played, guided=thinker is not None, renamed=renamed, anchored=anchor, about={**words, **(about or {})}
     )
+
+
+def _check_dtype(dtype: str) -> None:
+    """By the table of the predictor's parameters, before it is started."""
+    from thinkjepa_ros.bridge.parameters import PREDICTOR  # needs rclpy
+
+    choices = next(parameter.choices for parameter in PREDICTOR if parameter.name == "dtype")
+    if dtype not in choices:
+        raise LiveBagError(f"the predictor cannot compute in {dtype!r}; give --dtype one of {', '.join(choices)}")
 
 
 def _manifest(model: str | Path, part: str, kind: str) -> Manifest | None:
@@ -183,11 +195,11 @@ class _Rig:
     """Plays recordings to fresh nodes."""
 
     def __init__(
-        self, settings: Settings, model: str, thinker: str | None, rate: float, device: str, anchor: bool,
-        think_period_s: float,
+        self, settings: Settings, model: str, thinker: str | None, rate: float, device: str, dtype: str,
+        anchor: bool, think_period_s: float,
     ) -> None:  # fmt: skip
         self.settings, self.model, self.thinker, self.rate = settings, model, thinker, rate
-        self.device, self.anchor, self.think_period_s = device, anchor, think_period_s
+        self.device, self.dtype, self.anchor, self.think_period_s = device, dtype, anchor, think_period_s
 
     def _changes(self, ground: Ground) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, str]]]:
         """Parameters and remappings by node. Times that the nodes measure themselves go with the rate."""
@@ -199,7 +211,8 @@ class _Rig:
             topics.append(settings.truth)
         shared: dict[str, Any] = {"use_sim_time": True}
         slow = {"input_timeout_s": max(INPUT_TIMEOUT_S, min(60.0, INPUT_TIMEOUT_S / self.rate))}
-        predictor = {**shared, **slow, "max_rate_hz": min(240.0, FORECASTS_HZ * max(1.0, self.rate))}
+        rate_hz = min(240.0, FORECASTS_HZ * max(1.0, self.rate))
+        predictor = {**shared, **slow, "max_rate_hz": rate_hz, "dtype": self.dtype}
         player: dict[str, Any] = {"clock": "bag", "rate": self.rate, "topics": ",".join(topics)}
         if settings.intrinsics:
             names = ("camera_fx_px", "camera_fy_px", "camera_cx_px", "camera_cy_px")

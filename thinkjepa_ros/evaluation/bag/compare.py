@@ -50,8 +50,8 @@ def contents(folders: Sequence[Path]) -> dict[str, Any]:
     """The figures of a comparison: the evaluations, and for each but the first how it differs from that.
 
     {"format", "folders": [{"name", "folder", "main", "metrics"}], "against_first": [{"name", "pairs", "stretches",
-    "horizons", "differences": {group: {steps: {row: {"ade", "fde", "pairs"}}}}}], "summary": [sentences]}; figures are
-    [mean, low, high] in metres, null where unknown.
+    "horizons", "differences": {group: {steps: {row: {"ade", "fde", "pairs"}}}}}], "summary": [sentences], "surprise":
+    sentence or nothing}; figures are [mean, low, high] in metres, null where unknown.
     """
     if not 2 <= len(folders) <= len(_LETTERS):
         raise CompareError(f"{len(folders)} folders are given; name 2 to {len(_LETTERS)} that `evaluate bag` made")
@@ -80,7 +80,21 @@ def contents(folders: Sequence[Path]) -> dict[str, Any]:
         for letter, one in zip(_LETTERS, evaluated, strict=False)
     ]
     summary = [_sentence(one, evaluated[0], evaluated[k + 1]) for k, one in enumerate(against)]
-    return {"format": FORMAT, "folders": named, "against_first": against, "summary": summary}
+    surprise = _surprise(named)
+    return {"format": FORMAT, "folders": named, "against_first": against, "summary": summary, "surprise": surprise}
+
+
+def _surprise(folders: Sequence[Mapping[str, Any]]) -> str:
+    """What the surprise of each says of labelled moments; empty where nobody labelled any."""
+    told = {one["name"]: _at(one["metrics"], ("surprise", "auroc"), one["main"]) for one in folders}
+    if not any(map(known, told.values())):
+        return ""
+    each = ", ".join(f"{value:.2f} in {name}" if known(value) else f"unknown in {name}" for name, value in told.items())
+    sources = [(one["metrics"].get("about", {}).get("events") or {}).get("source") for one in folders]
+    other = "" if len(set(sources)) == 1 else "; their labels are not of the same source"
+    return (
+        f"Surprise is higher at labelled moments than elsewhere with probability {each} (AUROC; 0.5 is chance){other}."
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -133,6 +147,7 @@ def write(figures: Mapping[str, Any], path: Path) -> None:
         "Evaluations compared",
         tag("h1", f"{len(folders)} evaluations compared"),
         *(tag("p", words, cls="lead") for words in figures["summary"]),
+        tag("p", figures["surprise"]) if figures["surprise"] else "",
         _who(folders, against),
         section("Errors beside the truth", tag("h3", GROUPS["moving"]), *moving, *others, tag("p", note, cls="soft")),
         _behaviour(folders),

@@ -15,6 +15,7 @@ from thinkjepa_ros.files import write_atomically
 from . import metrics, words
 from .footage import pictures
 from .replay import Replay
+from .scenes import index_of
 
 METRICS, PER_FRAME, PAGE, FILM, RERUN = "metrics.json", "per_frame.csv", "report.html", "forecast.mp4", "forecast.rrd"
 
@@ -59,13 +60,12 @@ def write(
         page.write(measured, replay, frames, out / PAGE)
         said.append(f"{out / PAGE}")
     if video and len(replay):
-        from . import rerun
+        from . import rerun, run
         from . import video as film
 
-        for name, trouble in (
-            (FILM, film.write(replay, frames, out / FILM)),
-            (RERUN, rerun.write(replay, frames, out / RERUN)),
-        ):
+        with run.Bar(console).task(f"drawing {FILM}", len(index_of(replay))) as advance:
+            no_film = film.write(replay, frames, out / FILM, advance)
+        for name, trouble in ((FILM, no_film), (RERUN, rerun.write(replay, frames, out / RERUN))):
             if trouble:
                 (out / name).unlink(missing_ok=True)
                 console.print(f"no {name}: {trouble}", soft_wrap=True, highlight=False, markup=False)

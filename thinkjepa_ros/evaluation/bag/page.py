@@ -16,6 +16,7 @@ from .metrics import times_s
 from .plots import Series, known
 from .replay import Replay
 from .scenes import Frames
+from .words import surprise_told
 
 #: Pictures of a report: moments spread over the recording, and their width in pixels.
 STRIP, PICTURE_WIDTH = 6, 560
@@ -70,6 +71,7 @@ def _who(about: Mapping[str, Any], metrics: Mapping[str, Any]) -> Safe:
         ("thinker", said(about["thinker_id"]) if about.get("thinker_id") else "none: every forecast is unguided"),
         ("recording" if len(bags) == 1 else f"{len(bags)} recordings", join((_bag(bag) for bag in bags), "; ")),
         ("truth", said(truth)),
+        *([("labels", said(about["events"]["source"]))] if about.get("events") else []),
         ("joints now", "given (anchored)" if about.get("anchored") else "from the images alone"),
         ("mode", mode),
         ("a forecast every", f"{_number(about.get('stride_s'))} s, {_number(about.get('horizon_s'))} s ahead"),
@@ -112,7 +114,7 @@ def _errors(metrics: Mapping[str, Any]) -> Safe:
     )
 
 
-def _charts(metrics: Mapping[str, Any], replay: Replay) -> Safe:
+def _charts(metrics: dict[str, Any], replay: Replay) -> Safe:
     made = [
         _by_step(metrics, replay.step_s),
         _by_joint(metrics),
@@ -196,15 +198,15 @@ def _times(metrics: Mapping[str, Any]) -> Safe:
     return join([tag("h3", "Time"), *shown, tag("p", "; ".join(words) + ".") if words else ""])
 
 
-def _surprise(metrics: Mapping[str, Any], replay: Replay) -> Safe:
+def _surprise(metrics: dict[str, Any], replay: Replay) -> Safe:
     """Surprise over the recordings, one behind the other, with the thoughts and the labelled moments."""
-    value = metrics.get("surprise") or {}
     if not np.isfinite(replay.surprise).any():
         return Safe("")
     series, marks, spans, begin = [], [], [], 0.0
     x: list[float] = []
     y: list[float | None] = []
-    gap = 2.0 * float(np.median(np.diff(replay.stamp_ns))) / scenes.NS if len(replay) > 1 else 1.0
+    step = float(np.median(np.diff(replay.stamp_ns))) / scenes.NS if len(replay) > 1 else 0.5
+    gap = 2.0 * step  # between two recordings
     times = times_s(replay)
     for bag in np.unique(replay.bag):
         there = np.flatnonzero(replay.bag == bag)
@@ -221,37 +223,32 @@ def _surprise(metrics: Mapping[str, Any], replay: Replay) -> Safe:
             for t in replay.thoughts
             if int(t["bag"]) == bag
         ]
-        if replay.event is not None:
-            spans += [(at - gap / 2, at + gap / 2) for at, on in zip(since, replay.event[there], strict=True) if on]
+        spans += [
+            (float(since[run[0]]) - step / 2, float(since[run[-1]]) + step / 2) for run in _labelled(replay, there)
+        ]
         begin = float(since[-1]) + gap
         x.append(begin)
         y.append(None)
     series = [Series("surprise", x, y)]
     drawn = plots.both(
-        lambda width: plots.lines(
-            series, "seconds", "surprise", spans=_merged(spans, gap), marks=marks, width=width, height=200
-        )
+        lambda width: plots.lines(series, "seconds", "surprise", spans=spans, marks=marks, width=width, height=200)
     )
-    auroc = value.get("auroc")
-    words = (
-        [f"It tells labelled moments (shaded) from others with an AUROC of {auroc:.2f} (0.5 is chance). "]
-        if known(auroc)
-        else []
-    )
+    words = ["Labelled moments are shaded. "] if spans else []
+    if told := surprise_told(metrics):
+        words.append(f"{told[:1].upper()}{told[1:]}. ")
     if len(np.unique(replay.bag)) > 1:
         words.append("Recordings follow one another. ")
     words.append("Triangles are thoughts." if marks else "")
     return plots.chart("Surprise over time", drawn, note="".join(words).strip() or None)
 
 
-def _merged(spans: Sequence[plots.Bounds], gap: float) -> list[plots.Bounds]:
-    out: list[plots.Bounds] = []
-    for begin, end in sorted(spans):
-        if out and begin <= out[-1][1] + 0.01 * gap:
-            out[-1] = (out[-1][0], max(end, out[-1][1]))
-        else:
-            out.append((begin, end))
-    return out
+def _labelled(replay: Replay, there: np.ndarray) -> list[np.ndarray]:
+    """Runs of labelled forecasts among `there`, the forecasts of one recording: places in it, cut between pieces."""
+    if replay.event is None:
+        return []
+    on, piece = replay.event[there], replay.piece[there]
+    runs = np.split(np.arange(len(there)), np.flatnonzero(np.diff(on) | (np.diff(piece) != 0)) + 1)
+    return [run for run in runs if on[run[0]]]
 
 
 def _strip(replay: Replay, chosen: Sequence[int], drawn: Mapping[int, np.ndarray], trouble: str) -> Safe:

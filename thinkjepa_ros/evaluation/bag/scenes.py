@@ -41,7 +41,10 @@ def obstacle(replay: Replay) -> str:
     if not len(replay):
         return "there is no forecast"
     if replay.main is None:
-        return "the model shares no joint with the truth, so there is no forecast to draw"
+        return (
+            "the model shares no joint with the truth, so there is no forecast to draw; name the joints of the truth "
+            "as the model does (--joints, --match), or leave --truth out to see the model's own joints"
+        )
     unknown = [bag for bag in np.unique(replay.bag).tolist() if camera_of(replay, bag) is None]
     return (
         f"the camera of {bag_name(replay, unknown[0])} (width, height, fx, fy, cx, cy) is not known" if unknown else ""

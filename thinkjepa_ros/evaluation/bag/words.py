@@ -69,6 +69,14 @@ def _against(difference: list[float | None] | None, other: str, main: str) -> st
     return f"It is not told apart from {other} ({_cm(list(difference), signed=True)})."
 
 
+def surprise_told(metrics: dict[str, Any]) -> str:
+    """What the surprise says of labelled moments; empty where nobody labelled any, or where nothing can be said."""
+    auroc = metrics["surprise"].get("auroc")
+    if auroc is None:
+        return ""
+    return f"surprise is higher at labelled moments than elsewhere with probability {auroc:.2f} (AUROC; 0.5 is chance)"
+
+
 def show(metrics: dict[str, Any], console: Console) -> None:
     """Print the tables of errors, what else is to be said, and the sentences."""
     about, parts = metrics["about"], []
@@ -109,11 +117,13 @@ def _between(bounds: list[float | None], sign: str = "") -> str:
 
 
 def _measures(metrics: dict[str, Any]) -> list[str]:
-    """Lines about time and guidance."""
+    """Lines about time, guidance and surprise."""
     latency, speed, out = metrics["latency_s"], metrics["about"].get("speed", {}), []
     if latency["p50"] is not None:
         out.append(f"a forecast takes {1e3 * latency['p50']:.1f} ms (p99 {1e3 * latency['p99']:.1f} ms)")
     if speed.get("times_real_time"):
         stride = metrics["about"].get("stride_s")
         out.append(f"{speed['times_real_time']:.1f} times real time, a forecast every {stride} s")
+    if told := surprise_told(metrics):
+        out.append(told)
     return out
