@@ -1,0 +1,1 @@
+"""Acting: limits, planning, policies, the controller; ROS-free."""
