@@ -15,11 +15,13 @@ runner = CliRunner()
 
 COMMANDS = [
     ["demo"], ["import"], ["think"], ["data", "sim"], ["data", "bag"], ["data", "from-bag"], ["data", "sheet"],
+    ["data", "rollouts"],
     ["train", "all"], ["train", "encoder"], ["train", "thinker"], ["train", "cache"], ["train", "forecast"],
     ["train", "subgoal"], ["train", "table"], ["train", "pretrain"], ["train", "untrained"], ["train", "fine-tune"],
     ["evaluate", "cue-reach"], ["evaluate", "encoder"], ["evaluate", "thinker"], ["evaluate", "forecast"],
     ["evaluate", "calibrate"], ["evaluate", "bag"], ["evaluate", "compare"],
     ["bench", "transport"], ["bench", "graph"], ["bench", "jepa"], ["bench", "thinker"],
+    ["bench", "plan"],
 ]  # fmt: skip
 
 

@@ -96,6 +96,26 @@ def data_sim(
     raise SystemExit(run(out, episodes, split, seed_start, size, workers, rate_hz))
 
 
+@data.command("rollouts")
+def data_rollouts(
+    out: Annotated[Path, typer.Argument(help="Folder for the episodes.")],
+    episodes: Annotated[int, typer.Option(min=1, help="How many.")] = 100,
+    seed: Annotated[
+        int, typer.Option(min=0, help="First seed: training from 0, validation from 1000000, test from 2000000.")
+    ] = 0,
+    kind: Annotated[str, typer.Option(help="reach, pick_place_text, pick_place_lamp, or mix (all three).")] = "mix",
+    behaviour: Annotated[str, typer.Option(help="expert, perturbed, random, or mix (40, 35, 25 %).")] = "mix",
+    size: Annotated[str, typer.Option(help="Image size: 128 or 640x480.")] = "128",
+    workers: Annotated[int, typer.Option(min=1, help="Processes; one per core is best.")] = os.cpu_count() or 1,
+) -> None:
+    """Record a simulated arm that reaches, picks and places, by contact and friction, at one frame per action (5 Hz).
+    An episode is a function of (kind, behaviour, seed); what is there already is kept.
+    """
+    from .data.sim.rollouts import main as run
+
+    raise SystemExit(run(out, episodes, seed, kind, behaviour, size, workers))
+
+
 @data.command("bag")
 def data_bag(
     out: Annotated[Path, typer.Argument(help="rosbag2 folder to write.")],

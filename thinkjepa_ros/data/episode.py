@@ -33,7 +33,7 @@ HAND_JOINTS = (
 JOINT_NAMES = tuple(f"{side}_{joint}" for side in SIDES for joint in HAND_JOINTS)
 #: What the acting hand is doing; `Episode.phases` holds indices into this tuple.
 PHASES = ("idle", "cue", "wait", "reach", "grasp", "transport", "place")
-SPLITS = ("lamp", "text", "distractor", "none", "recorded")
+SPLITS = ("lamp", "text", "distractor", "none", "recorded", "workcell")
 
 _USER_BLOCK = 512
 _MAGIC = "thinkjepa-episode"

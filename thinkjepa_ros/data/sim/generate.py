@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
@@ -119,18 +120,37 @@ def main(
     if episodes < 1 or workers < 1 or seed_start < 0 or not 1.0 <= rate_hz <= 240.0:
         raise ValueError("episodes and workers must be 1 or more, seed_start 0 or more, rate_hz 1 to 240")
     width, height = parse_size(size)
+    settings = {"scene_version": SCENE_VERSION, "width": width, "height": height, "rate_hz": rate_hz}
+    jobs = [
+        (str(episode_path(Path(out), split, seed)), split, seed, width, height, rate_hz)
+        for seed in range(seed_start, seed_start + episodes)
+    ]
+    return fill(Path(out), settings, _work, jobs, workers, quiet)
+
+
+def fill(
+    out: Path,
+    settings: dict[str, Any],
+    work: Callable[..., int],
+    jobs: Sequence[tuple[Any, ...]],
+    workers: int,
+    quiet: bool = False,
+) -> int:
+    """Make the episodes of `jobs` in the folder `out`, those that are there already excepted; shows a progress bar.
+
+    work: a function of a module, called with a job in a process of its own; it writes a file and returns its number of
+    frames. jobs: (path of the file, what kind of episode, seed, ...). settings: what the folder's episodes share; a
+    folder that holds others is refused.
+
+    Returns the exit code: 0 done, 130 interrupted. Raises ValueError for a folder of other settings, EpisodeError when
+    an episode fails or the simulator is not installed.
+    """
     if find_spec("mujoco") is None:
         raise EpisodeError("The simulator needs MuJoCo, which is not installed: pip install mujoco")
-    out = Path(out)
-    _claim(out, {"scene_version": SCENE_VERSION, "width": width, "height": height, "rate_hz": rate_hz})
+    _claim(out, settings)
     console = Console(quiet=quiet)
-    seeds = range(seed_start, seed_start + episodes)
-    todo = [
-        (str(path), split, seed, width, height, rate_hz)
-        for seed in seeds
-        if not _is_good(path := episode_path(out, split, seed))
-    ]
-    frames, started = 0, time.monotonic()
+    todo = [job for job in jobs if not _is_good(Path(job[0]))]
+    frames, started, episodes = 0, time.monotonic(), len(jobs)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -147,7 +167,7 @@ def main(
             progress.update(bar, advance=1, fps=f"{frames / max(time.monotonic() - started, 1e-9):.0f}")
 
         try:
-            _run(todo, min(workers, max(len(todo), 1)), advance)
+            _run(work, todo, min(workers, max(len(todo), 1)), advance)
         except KeyboardInterrupt:
             done = sum(Path(job[0]).exists() for job in todo)
             there = episodes - len(todo) + done
@@ -159,7 +179,7 @@ def main(
     return 0
 
 
-def _run(jobs: list[tuple[str, str, int, int, int, float]], workers: int, advance: Any) -> None:
+def _run(work: Callable[..., int], jobs: list[tuple[Any, ...]], workers: int, advance: Callable[[int], None]) -> None:
     """Run the jobs in processes; the first failure ends the run with an EpisodeError that names the seed."""
     queue = iter(jobs)
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_guard_worker)
@@ -167,7 +187,7 @@ def _run(jobs: list[tuple[str, str, int, int, int, float]], workers: int, advanc
     try:
         while True:
             while len(running) < workers + 1 and (job := next(queue, None)) is not None:
-                running[pool.submit(_work, *job)] = job
+                running[pool.submit(work, *job)] = job
             if not running:
                 return
             finished, _ = wait(running, return_when=FIRST_COMPLETED)

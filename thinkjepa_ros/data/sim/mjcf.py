@@ -57,7 +57,8 @@ class Look:
     clutter: tuple[tuple[float, float, float, float, RGB], ...] = ()  # x, y, radius, height, colour
 
 
-def _tag(tag: str, /, *children: str, **attributes: str | float | Sequence[float] | np.ndarray) -> str:
+def tag(tag: str, /, *children: str, **attributes: str | float | Sequence[float] | np.ndarray) -> str:
+    """One XML element; numbers and rows of numbers become text."""
     words = []
     for key, value in attributes.items():
         if not isinstance(value, str):
@@ -67,11 +68,11 @@ def _tag(tag: str, /, *children: str, **attributes: str | float | Sequence[float
 
 
 def _site(name: str, z: float = 0.0) -> str:
-    return _tag("site", name=name, pos=(0, 0, z), size=0.004, group="5")  # group 5 is not drawn
+    return tag("site", name=name, pos=(0, 0, z), size=0.004, group="5")  # group 5 is not drawn
 
 
 def _bone(length: float, radius: float) -> str:
-    return _tag("geom", type="capsule", material="skin", fromto=(0, 0, 0, 0, 0, length), size=radius)
+    return tag("geom", type="capsule", material="skin", fromto=(0, 0, 0, 0, 0, length), size=radius)
 
 
 def _chain(
@@ -81,19 +82,19 @@ def _chain(
     xml = _site(f"{name}_tip", lengths[-1])
     for i in (2, 1, 0):
         kind = {"type": "ball"} if ball and i == 0 else {"type": "hinge", "axis": "1 0 0"}
-        joint = _tag("joint", name=f"{name}{i}", **kind)
+        joint = tag("joint", name=f"{name}{i}", **kind)
         first = _site(f"{name}_base") if i == 0 else ""
         place = {"pos": base, "euler": (0.0, euler_y, 0.0)} if i == 0 else {"pos": (0.0, 0.0, lengths[i - 1])}
-        xml = _tag("body", joint, first, _bone(lengths[i], radius), xml, **place)
+        xml = tag("body", joint, first, _bone(lengths[i], radius), xml, **place)
     return xml
 
 
 def _hand(side: str, s: float) -> str:
     """Hand and sleeve of one side at scale `s`; the left one is the mirror image."""
     m = s if side == "right" else -s
-    palm = _tag("geom", type="box", material="skin", pos=(0, 0, 0.052 * s), size=(0.040 * s, 0.0125 * s, 0.046 * s))
+    palm = tag("geom", type="box", material="skin", pos=(0, 0, 0.052 * s), size=(0.040 * s, 0.0125 * s, 0.046 * s))
     ball = (m * 0.022, -0.006 * s, 0.022 * s, m * 0.034, -0.008 * s, 0.05 * s)
-    thumb_ball = _tag("geom", type="capsule", material="skin", fromto=ball, size=0.014 * s)
+    thumb_ball = tag("geom", type="capsule", material="skin", fromto=ball, size=0.014 * s)
     x, y, z = _THUMB_BASE
     lengths = [s * length for length in _THUMB_LENGTHS]
     thumb = _chain(f"{side}_thumb", (m * x, s * y, s * z), lengths, s * THUMB_RADIUS, ball=True)
@@ -102,77 +103,104 @@ def _hand(side: str, s: float) -> str:
         for n, (x, z, bones) in FINGERS.items()
     ]
     sites = _site(f"{side}_wrist") + _site(f"{side}_palm", 0.052 * s)
-    hand = _tag("body", sites, palm, thumb_ball, thumb, *fingers, name=f"{side}_hand", mocap="true")
-    sleeve = _tag("geom", type="capsule", material="sleeve", fromto=(0, 0, -0.018, 0, 0, -0.75), size=0.031 * s)
-    return hand + _tag("body", sleeve, name=f"{side}_arm", mocap="true")
+    hand = tag("body", sites, palm, thumb_ball, thumb, *fingers, name=f"{side}_hand", mocap="true")
+    sleeve = tag("geom", type="capsule", material="sleeve", fromto=(0, 0, -0.018, 0, 0, -0.75), size=0.031 * s)
+    return hand + tag("body", sleeve, name=f"{side}_arm", mocap="true")
 
 
 def _box(x: float, y: float, z: float, half: Sequence[float], rgb: RGB) -> str:
-    return _tag("geom", type="box", pos=(x, y, z), size=half, rgba=(*rgb, 1))
+    return tag("geom", type="box", pos=(x, y, z), size=half, rgba=(*rgb, 1))
 
 
-def _tray(name: str, xy: XY, half: float, rgb: RGB) -> str:
+def tray(name: str, xy: XY, half: float, rgb: RGB) -> str:
+    """A flat open box with a floor and four walls."""
     wall, floor = 0.016, 0.004
     boxes = [_box(0, 0, floor, (half, half, floor), rgb)]
     boxes += [_box(side * half, 0, wall, (0.004, half + 0.004, wall), rgb) for side in (-1, 1)]
     boxes += [_box(0, side * half, wall, (half + 0.004, 0.004, wall), rgb) for side in (-1, 1)]
-    return _tag("body", *boxes, name=name, pos=(*xy, 0))
+    return tag("body", *boxes, name=name, pos=(*xy, 0))
 
 
-def _lamp(name: str, xy: XY, height: float) -> str:
-    post = _tag("geom", type="cylinder", pos=(0, 0, height / 2), size=(0.011, height / 2), rgba=(0.2, 0.2, 0.2, 1))
-    globe = _tag("geom", name=name, type="sphere", pos=(0, 0, height + 0.03), size=0.042, material=name)
-    return _tag("body", post, globe, pos=(*xy, 0))
+def lamp(name: str, xy: XY, height: float) -> str:
+    """A globe on a post."""
+    post = tag("geom", type="cylinder", pos=(0, 0, height / 2), size=(0.011, height / 2), rgba=(0.2, 0.2, 0.2, 1))
+    globe = tag("geom", name=name, type="sphere", pos=(0, 0, height + 0.03), size=0.042, material=name)
+    return tag("body", post, globe, pos=(*xy, 0))
 
 
-def _surface(name: str, pattern: str, first: RGB, second: RGB, repeat: float) -> str:
-    texture = _tag("texture", name=name, type="2d", builtin=pattern, width="128", height="128", rgb1=first, rgb2=second,
+def surface(name: str, pattern: str, first: RGB, second: RGB, repeat: float) -> str:
+    """A random texture and the material of the same name."""
+    texture = tag("texture", name=name, type="2d", builtin=pattern, width="128", height="128", rgb1=first, rgb2=second,
                    mark="random", markrgb=second, random=0.04)  # fmt: skip
-    return texture + _tag("material", name=name, texture=name, texrepeat=(repeat, repeat), specular=0.1)
+    return texture + tag("material", name=name, texture=name, texrepeat=(repeat, repeat), specular=0.1)
 
 
 def _movable(name: str, **geom: str | float | Sequence[float]) -> str:
-    return _tag("body", _tag("geom", **geom), name=name, mocap="true")
+    return tag("body", tag("geom", **geom), name=name, mocap="true")
+
+
+def quality(look: Look, shadow: int = 512, **map_settings: float) -> str:
+    """How the picture is drawn. The settings matter: a CPU renders the default ones up to 30 times slower.
+
+    shadow: pixels of the shadow map along an edge. map_settings: more attributes of MuJoCo's <map>.
+    """
+    return tag(
+        "visual",
+        tag("global", offwidth="1280", offheight="1280"),
+        tag("quality", shadowsize=str(shadow), offsamples="0", numslices="10", numstacks="6"),
+        tag("headlight", ambient=[look.ambient] * 3, diffuse=[0.25] * 3, specular=[0] * 3),
+        tag("map", znear=0.02, zfar=20, **map_settings),
+    )
+
+
+def materials(look: Look, *others: str) -> str:
+    """What table, wall and lamps are made of, and the materials `others`."""
+    lamps = [tag("material", name=f"lamp_{side}", rgba=(*look.lamp_off, 1)) for side in TRAYS]
+    return tag("asset", surface("table", *look.table), surface("wall", *look.wall), *others, *lamps)
+
+
+def sun(look: Look) -> str:
+    """The light above the table."""
+    aim = np.array([0.0, 0.3, 0.0]) - look.light_xyz
+    return tag("light", pos=look.light_xyz, dir=aim, diffuse=[look.light] * 3, specular=[0.2] * 3, cutoff=80,
+               castshadow="true" if look.shadows else "false")  # fmt: skip
+
+
+def room(look: Look) -> list[str]:
+    """Wall and floor."""
+    return [
+        tag("geom", type="plane", pos=(0, 1.3, 0.5), size=(2.5, 1.6, 0.1), euler=(1.5708, 0, 0), material="wall"),
+        tag("geom", type="plane", pos=(0, 0, -0.75), size=(4, 4, 0.1), rgba=(*look.floor, 1)),
+    ]
+
+
+def furniture(look: Look) -> list[str]:
+    """Trays, lamps, and things that stand about."""
+    trays = [tray(f"tray_{n}", look.tray_xy[i], look.tray_half, look.tray_rgb[i]) for i, n in enumerate(TRAYS)]
+    lamps = [lamp(f"lamp_{n}", look.lamp_xy[i], look.lamp_height) for i, n in enumerate(TRAYS)]
+    clutter = [
+        tag("geom", type="cylinder", pos=(x, y, h / 2), size=(r, h / 2), rgba=(*rgb, 1))
+        for x, y, r, h, rgb in look.clutter
+    ]
+    return [*trays, *lamps, *clutter]
 
 
 def mjcf(look: Look) -> str:
-    """The scene as MuJoCo XML. The quality settings matter: a CPU renders the default ones up to 30 times slower."""
-    visual = _tag(
-        "visual",
-        _tag("global", offwidth="1280", offheight="1280"),
-        _tag("quality", shadowsize="512", offsamples="0", numslices="10", numstacks="6"),
-        _tag("headlight", ambient=[look.ambient] * 3, diffuse=[0.25] * 3, specular=[0] * 3),
-        _tag("map", znear=0.02, zfar=20),
-    )
-    asset = _tag(
-        "asset",
-        _surface("table", *look.table),
-        _surface("wall", *look.wall),
-        _tag("material", name="skin", rgba=(*look.skin, 1), specular=0.2, shininess=0.2),
-        _tag("material", name="sleeve", rgba=(*look.sleeve, 1)),
-        *(_tag("material", name=f"lamp_{side}", rgba=(*look.lamp_off, 1)) for side in TRAYS),
-    )
-    aim = np.array([0.0, 0.3, 0.0]) - look.light_xyz
-    light = _tag("light", pos=look.light_xyz, dir=aim, diffuse=[look.light] * 3, specular=[0.2] * 3, cutoff=80,
-                 castshadow="true" if look.shadows else "false")  # fmt: skip
-    room = [
-        _tag("geom", type="box", pos=(0, 0.3, -0.02), size=(0.7, 0.5, 0.02), material="table"),
-        _tag("geom", type="plane", pos=(0, 1.3, 0.5), size=(2.5, 1.6, 0.1), euler=(1.5708, 0, 0), material="wall"),
-        _tag("geom", type="plane", pos=(0, 0, -0.75), size=(4, 4, 0.1), rgba=(*look.floor, 1)),
-    ]
-    trays = [_tray(f"tray_{n}", look.tray_xy[i], look.tray_half, look.tray_rgb[i]) for i, n in enumerate(TRAYS)]
-    lamps = [_lamp(f"lamp_{n}", look.lamp_xy[i], look.lamp_height) for i, n in enumerate(TRAYS)]
-    clutter = [
-        _tag("geom", type="cylinder", pos=(x, y, h / 2), size=(r, h / 2), rgba=(*rgb, 1))
-        for x, y, r, h, rgb in look.clutter
-    ]
+    """The scene as MuJoCo XML."""
+    skin = tag("material", name="skin", rgba=(*look.skin, 1), specular=0.2, shininess=0.2)
+    sleeve = tag("material", name="sleeve", rgba=(*look.sleeve, 1))
+    table = tag("geom", type="box", pos=(0, 0.3, -0.02), size=(0.7, 0.5, 0.02), material="table")
     cubes = [
         _movable(f"cube_{name}", type="box", size=[look.cube_half] * 3, rgba=(*rgb, 1))
         for name, rgb in zip(CUBE_COLOURS, look.cube_rgb, strict=True)
     ]
     ball = _movable("ball", type="sphere", size=look.ball[0], rgba=(*look.ball[1], 1))
     hands = [_hand(side, look.hand_scale) for side in SIDES]
-    head = _tag("body", _tag("camera", name="head", fovy=FOVY_DEG), name="head", mocap="true")
-    world = _tag("worldbody", light, *room, *trays, *lamps, *clutter, *cubes, ball, *hands, head)
-    contact = _tag("option", _tag("flag", contact="disable"))
-    return _tag("mujoco", _tag("compiler", angle="radian"), contact, visual, asset, world)
+    world = tag("worldbody", sun(look), table, *room(look), *furniture(look), *cubes, ball, *hands, head())
+    contact = tag("option", tag("flag", contact="disable"))
+    return tag("mujoco", tag("compiler", angle="radian"), contact, quality(look), materials(look, skin, sleeve), world)
+
+
+def head() -> str:
+    """The head camera; it is placed anew at every moment."""
+    return tag("body", tag("camera", name="head", fovy=FOVY_DEG), name="head", mocap="true")

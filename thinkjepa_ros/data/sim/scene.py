@@ -38,6 +38,22 @@ def camera_of(width: int, height: int) -> Camera:
     return Camera(width, height, float(focal), float(focal), (width - 1) / 2, (height - 1) / 2)
 
 
+def light_lamp(model: mujoco.MjModel, look: Look, side: str, rgb: RGB | None) -> None:
+    """Light the lamp at a tray ("left", "right") in a colour, whatever the room light is; None switches it off."""
+    material = model.material(f"lamp_{side}")
+    material.rgba[:3] = look.lamp_off if rgb is None else rgb
+    material.emission[:] = 0.0 if rgb is None else 1.0
+
+
+def optical_pose(data: mujoco.MjData, camera: int) -> np.ndarray:
+    """World from the optical frame of a camera (its id), float64 [4, 4]."""
+    pose = np.eye(4)
+    # MuJoCo cameras look along -z with y up, optical frames along z with y down
+    pose[:3, :3] = data.cam_xmat[camera].reshape(3, 3) * [1.0, -1.0, -1.0]
+    pose[:3, 3] = data.cam_xpos[camera]
+    return pose
+
+
 def _from_z(direction: np.ndarray) -> np.ndarray:
     """Quaternion (w, x, y, z) of the shortest rotation that turns the z axis into `direction` (any length, not -z)."""
     x, y, z = direction / np.linalg.norm(direction)
@@ -120,9 +136,7 @@ class Scene:
 
     def lamp(self, side: str, rgb: RGB | None) -> None:
         """Light the lamp at a tray in a colour, whatever the room light is, or switch it off with None."""
-        material = self.model.material(f"lamp_{side}")
-        material.rgba[:3] = self.look.lamp_off if rgb is None else rgb
-        material.emission[:] = 0.0 if rgb is None else 1.0
+        light_lamp(self.model, self.look, side, rgb)
 
     def update(self) -> None:
         """Compute where everything is after placing."""
@@ -161,11 +175,7 @@ class Scene:
 
     def camera_pose(self) -> np.ndarray:
         """World from camera optical frame, float64 [4, 4]."""
-        pose = np.eye(4)
-        # MuJoCo cameras look along -z with y up, optical frames along z with y down
-        pose[:3, :3] = self.data.cam_xmat[self._camera_id].reshape(3, 3) * [1.0, -1.0, -1.0]
-        pose[:3, 3] = self.data.cam_xpos[self._camera_id]
-        return pose
+        return optical_pose(self.data, self._camera_id)
 
     def visible(self) -> np.ndarray:
         """bool [24]: the joint lies in the image and nothing but its own finger or palm is in front of it."""

@@ -129,10 +129,11 @@ class Script:
 
 def mixed_split(seed: int) -> str:
     """The split that the split "mixed" takes for `seed`, by the shares in MIX."""
-    return str(_stream(seed, "mix").choice(list(MIX), p=list(MIX.values())))
+    return str(stream(seed, "mix").choice(list(MIX), p=list(MIX.values())))
 
 
-def _stream(seed: int, topic: str) -> np.random.Generator:
+def stream(seed: int, topic: str) -> np.random.Generator:
+    """The random stream of one topic of a seed."""
     return np.random.default_rng([seed, zlib.crc32(topic.encode())])
 
 
@@ -142,24 +143,24 @@ def draw(split: str, seed: int) -> Script:
         raise ValueError(f"split {split!r} is none of {', '.join(SIM_SPLITS)}")
     if seed < 0:
         raise ValueError(f"seed {seed} is negative; take 0 or more")
-    intent = _stream(seed, "intent")
+    intent = stream(seed, "intent")
     cube, tray = int(intent.integers(3)), int(intent.integers(2))
-    time = _draw_time(_stream(seed, "time"))
+    time = _draw_time(stream(seed, "time"))
     colour = CUBE_COLOURS[cube]
     cued = split in ("lamp", "distractor")
-    rng = _stream(seed, "layout")
+    rng = stream(seed, "layout")
     cube_half = rng.uniform(0.029, 0.036)
-    trays, tray_half = _draw_trays(rng)
-    cubes = _draw_cubes(rng, trays)
-    look = _draw_look(_stream(seed, "look"), trays, tray_half, cube_half)
-    moves = _stream(seed, "moves")
+    trays, tray_half = draw_trays(rng)
+    cubes = draw_cubes(rng, trays)
+    look = draw_look(stream(seed, "look"), trays, tray_half, cube_half)
+    moves = stream(seed, "moves")
     odds = {
         "right": (0.5, 0.35, 0.15),
         "left": (0.4, 0.1, 0.15, 0.15, 0.2),
     }  # of 0, 1, 2, ... hops to another resting place
     hops = {side: int(moves.choice(len(p), p=p)) for side, p in odds.items()}
     hands = {}
-    ready = _stream(seed, "ready")
+    ready = stream(seed, "ready")
     ready_s = ready.uniform(0.5, 0.8)
     for side, until in (("right", time.reach - ready_s), ("left", time.end)):
         fidget = moves.uniform(0.003, 0.012)
@@ -176,7 +177,7 @@ def draw(split: str, seed: int) -> Script:
         ready_lift=ready.uniform(0.03, 0.05),
         ready_back=ready.uniform(0.04, 0.06),
     )
-    camera = _stream(seed, "camera")
+    camera = stream(seed, "camera")
     ball_moves = camera.random() < 0.3
     sway = camera.uniform(0.3, 1.3)
     return Script(
@@ -190,7 +191,7 @@ def draw(split: str, seed: int) -> Script:
         }.get(split, LAMP_INSTRUCTION),
         time=time,
         cue=Flash(time.cue, time.wait, tray, colour) if cued else None,
-        distractors=_draw_distractors(_stream(seed, "distractors"), time) if split == "distractor" else (),
+        distractors=_draw_distractors(stream(seed, "distractors"), time) if split == "distractor" else (),
         look=look,
         cube_xy=cubes,
         cube_yaw=rng.uniform(-0.7, 0.7, 3),
@@ -214,12 +215,14 @@ def _draw_time(rng: np.random.Generator) -> Timeline:
     return Timeline(cue, wait, reach, grasp, transport, place, end=place + 0.1)
 
 
-def _draw_trays(rng: np.random.Generator) -> tuple[tuple[tuple[float, float], tuple[float, float]], float]:
+def draw_trays(rng: np.random.Generator) -> tuple[tuple[tuple[float, float], tuple[float, float]], float]:
+    """Places of the left and the right tray, and half their edge; metres."""
     (xl, xr), (yl, yr) = rng.uniform(0.17, 0.25, 2), rng.uniform(0.46, 0.53, 2)
     return ((-xl, yl), (xr, yr)), rng.uniform(0.054, 0.062)
 
 
-def _draw_cubes(rng: np.random.Generator, trays: tuple[tuple[float, float], ...]) -> np.ndarray:
+def draw_cubes(rng: np.random.Generator, trays: tuple[tuple[float, float], ...]) -> np.ndarray:
+    """Places of the cubes [3, 2], metres, apart from one another and from the trays."""
     while True:
         xy = rng.uniform((-0.22, 0.20), (0.22, 0.39), (3, 2))
         apart = [np.linalg.norm(xy[i] - xy[j]) > 0.12 for i in range(3) for j in range(i)]
@@ -258,9 +261,11 @@ def _draw_flashes(rng: np.random.Generator, time: Timeline) -> tuple[Flash, ...]
     return tuple(sorted(flashes, key=lambda f: f.on))
 
 
-def _draw_look(
+def draw_look(
     rng: np.random.Generator, trays: tuple[tuple[float, float], tuple[float, float]], tray_half: float, cube_half: float
 ) -> Look:
+    """Colours, textures, lamps and light of a scene whose trays and cubes stand already."""
+
     def near(rgb: RGB, spread: float) -> RGB:
         r, g, b = np.clip(
             np.array(rgb) + rng.uniform(-spread, spread) + rng.uniform(-spread, spread, 3) * 0.6, 0.02, 0.98
