@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from thinkjepa_ros import checkpoints
-from thinkjepa_ros.jepa import world_model
+from thinkjepa_ros.benchmarks import roofline
+from thinkjepa_ros.jepa import layers, world_model
 from thinkjepa_ros.jepa.guidance import Payload
 from thinkjepa_ros.jepa.world_model import WorldModel, WorldModelConfig, energy
 
@@ -105,6 +106,11 @@ def oracle(net: WorldModel, past: torch.Tensor, now: torch.Tensor, state: torch.
     x = torch.stack(tokens)
     steps = torch.tensor(when)
     mask = steps[:, None] >= steps[None]
+    if c.sight == "actions":
+        for h in range(1, c.horizon + 1):
+            ours = [i for i, step in enumerate(when) if step == h]
+            for j in ours[1:]:  # the first token of a step is its action; queries see those of their own step
+                mask[[i for i in range(len(when)) if i not in ours[1:]], j] = False
     for block in net.blocks:
         q, k, v = block.qkv(block.norm1(x)).view(len(x), 3, c.heads, -1).unbind(1)
         q, k = turned(q, places), turned(k, places)
@@ -116,7 +122,9 @@ def oracle(net: WorldModel, past: torch.Tensor, now: torch.Tensor, state: torch.
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("changes", [{}, {"context": 1, "action_steps": 4}, {"context_steps": 2, "pooled": 4}])
+@pytest.mark.parametrize("changes", [
+    {}, {"context": 1, "action_steps": 4}, {"context_steps": 2, "pooled": 4}, {"sight": "actions"},
+])  # fmt: skip
 def test_it_equals_one_plain_sequence_with_a_mask(changes: dict) -> None:
     net = model(
         action_mean=(0.1, 0.0, -0.2), action_std=(0.5, 1.0, 2.0), state_mean=(0.3, 0.0), state_std=(1.0, 3.0), **changes
@@ -132,9 +140,10 @@ def test_it_equals_one_plain_sequence_with_a_mask(changes: dict) -> None:
 # --- what depends on what ---
 
 
+@pytest.mark.parametrize("sight", ["plan", "actions"])
 @pytest.mark.parametrize("h", [1, 3])
-def test_an_action_never_changes_an_earlier_prediction_nor_the_context(h: int) -> None:
-    net = model()
+def test_an_action_never_changes_an_earlier_prediction_nor_the_context(h: int, sight: str) -> None:
+    net = model(sight=sight)
     context = net.remember(*present(net))
     kept = [part.clone() for kv in context.memory for part in kv]
     actions = candidates(net)
@@ -156,8 +165,9 @@ def test_everything_that_is_known_counts(which: int) -> None:
     assert ((before - net(*known, candidates(net))).abs().amax((-1, -2)) > 1e-4).all()
 
 
-def test_step_by_step_gives_what_one_pass_gives() -> None:
-    net = model()
+@pytest.mark.parametrize("sight", ["plan", "actions"])
+def test_step_by_step_gives_what_one_pass_gives(sight: str) -> None:
+    net = model(sight=sight)
     context, actions, said = net.remember(*present(net)), candidates(net), payload(1)
     whole = net.imagine(context, actions, said)
     plan, parts = None, []
@@ -165,6 +175,35 @@ def test_step_by_step_gives_what_one_pass_gives() -> None:
         part, plan = net.extend(context, actions[:, span], said, plan)
         parts.append(part)
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sight", ["plan", "actions"])
+@pytest.mark.parametrize("samples", [1, 5])
+def test_some_steps_of_the_plan_are_those_of_all_of_it(sight: str, samples: int) -> None:
+    net = model(sight=sight)
+    context, actions, said = net.remember(*present(net)), candidates(net, samples), payload(1)
+    copies = net.remember(*(part.expand(samples, *part.shape[1:]) for part in present(net)))
+    whole = net.imagine(context, actions, said)
+    for steps in ((3,), (0,), (1, 2), (0, 3), (0, 1, 2, 3)):
+        for known in (context, copies):
+            torch.testing.assert_close(net.imagine(known, actions, said, steps), whole[:, steps], atol=2e-6, rtol=1e-5)
+    _, plan = net.extend(context, actions[:, :1], said)
+    later, _ = net.extend(context, actions[:, 1:], said, plan, (0, 2))
+    torch.testing.assert_close(later, whole[:, [1, 3]], atol=2e-6, rtol=1e-5)
+    for steps in ((), (1, 0), (4,), (-1,)):
+        with pytest.raises(ValueError, match="must rise"):
+            net.extend(context, actions, said, steps=steps)
+
+
+def test_what_only_other_steps_need_is_not_computed() -> None:
+    def flops(sight: str, steps: tuple[int, ...] | None) -> float:
+        net = model(sight=sight, guide_layers=0, guide_width=0)
+        context, actions = net.remember(*present(net)), candidates(net)
+        return roofline.counted(lambda: net.imagine(context, actions, None, steps))
+
+    assert flops("plan", (3,)) < 0.9 * flops("plan", None)
+    assert flops("actions", (3,)) < 0.5 * flops("actions", None)
+    assert flops("plan", (0,)) < 0.4 * flops("plan", None)
 
 
 def test_a_shorter_plan_is_the_beginning_of_a_longer_one() -> None:
@@ -185,6 +224,15 @@ def test_one_context_serves_all_candidates_as_it_serves_each() -> None:
     torch.testing.assert_close(copies, together, atol=2e-6, rtol=1e-5)
     k, _ = world_model._expanded(context.memory[0], 5)
     assert k.data_ptr() == context.memory[0][0].data_ptr() and k.stride(0) == 0
+
+
+def test_candidates_are_attended_to_a_few_at_a_time_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = model()
+    context, actions = net.remember(*present(net)), candidates(net, 7)
+    whole = net.imagine(context, actions)
+    tokens, seen = 4 * 5, 2 * 4 + 16 + 1 + 4 * 5
+    monkeypatch.setattr(layers, "_MANY", 3 * SMALL.heads * tokens * seen)  # three at a time, and one left over
+    torch.testing.assert_close(net.imagine(context, actions), whole, atol=2e-6, rtol=1e-5)
 
 
 def test_rows_of_a_training_batch_do_not_meet() -> None:
@@ -334,6 +382,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         ({"action_mean": (1.0,)}, "3 finite numbers"),
         ({"state_mean": (float("nan"), 0.0)}, "2 finite numbers"),
         ({"mlp_ratio": "4"}, "mlp_ratio"),
+        ({"sight": "all"}, "sight"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(changes: dict, words: str) -> None:

@@ -7,6 +7,7 @@ Times are integer nanoseconds of the ROS clock; lengths are metres; images are R
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,9 @@ import numpy as np
 STREAMS = ("prompt", "generated")
 #: Kinds of token in a token pyramid (`Guidance.streams`).
 PROMPT_TEXT, PROMPT_VISUAL, GENERATED = 0, 1, 2
+#: Where the actions of a plan come from: proposed by the policy and chosen as they are, found by the planner, kept of
+#: the plan before and moved on by the time that passed, or none of them: stay where you are.
+Source = Literal["policy", "planner", "shifted", "hold"]
 
 
 @dataclass(frozen=True)
@@ -141,3 +145,29 @@ class Forecast:
     surprise: float = float("nan")
     model_id: str = ""
     domain: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the robot should do next, and why that is believed to be better than doing nothing.
+
+    actions: float32 [H, A], one per step of step_s seconds: (dx, dy, dz) as commanded over the step, metres in the
+    robot's base frame, and the commanded closedness of the gripper, 0 … 1. energy: of these actions as imagined;
+    hold_energy: of staying where the robot is, imagined in the same pass, both lower is better; NaN where nothing was
+    imagined. energies: float32 [K], of the best candidates that the planner kept, lowest first. stamp_ns: of the image
+    that the plan rests on. guidance_age_s: NaN when unguided.
+    """
+
+    actions: np.ndarray
+    energy: float
+    hold_energy: float
+    energies: np.ndarray
+    source: Source
+    stamp_ns: int
+    step_s: float
+    guidance_age_s: float = float("nan")
+
+    @property
+    def gain(self) -> float:
+        """By how much the actions beat staying where the robot is; NaN where that is not known."""
+        return self.hold_energy - self.energy

@@ -50,11 +50,12 @@ def bench(
         layers = CPU_LAYERS
     console = running.console()
     machine = running.introduce(where, threads, console)
-    peaks = running.peaks(where, _kinds(dtype, where, console), seconds, console)
+    peaks = running.peaks(where, kinds(dtype, where, console), seconds, console)
     return running.run(_groups(checkpoint, size, part, where, layers, tokens, peaks), seconds, machine, out, console)
 
 
-def _kinds(dtype: str, device: torch.device, console: Console) -> list[torch.dtype]:
+def kinds(dtype: str, device: torch.device, console: Console) -> list[torch.dtype]:
+    """Types to measure in: those asked for, and of both those that the processor multiplies."""
     if dtype != "both":
         return [getattr(torch, dtype)]
     if device.type == "cpu" and not precision.cpu_flags():

@@ -102,6 +102,30 @@ def _serialiser() -> Serialise | None:
     return guidance_bytes
 
 
+@bench.command("plan")
+def bench_plan(
+    size: Annotated[str, typer.Option(help="What to measure: mini, or full (a GPU's work).")] = "mini",
+    device: Annotated[str, typer.Option(help="torch device.")] = "cpu",
+    threads: Threads = 1,
+    seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure each row of the tables.")] = 3.0,
+    dtype: Annotated[str, typer.Option(help="both, float32 or bfloat16.")] = "both",
+    share: Annotated[
+        float | None,
+        typer.Option(help="Share of the samples of V-JEPA 2-AC in its row. Default: 0.1 on a CPU, 1 on a GPU."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+) -> None:
+    """Whole plans in our world model beside a plain CEM on patch tokens, with random weights.
+
+    The first row has the settings of V-JEPA 2-AC, with a stated share of its samples; the second the samples of ours.
+    How well what was planned succeeds is in the table of `thinkjepa evaluate control`. Ctrl-C prints what was measured
+    so far.
+    """
+    from ..benchmarks.plan import bench as run
+
+    run(size, device, threads, seconds, dtype, share, json)
+
+
 @bench.command("graph")
 def bench_graph(
     bag: Annotated[Path | None, typer.Option(help="Recording to play. Default: the shipped one.")] = None,

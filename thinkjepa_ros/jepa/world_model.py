@@ -6,7 +6,8 @@ Made for planners that try many action sequences from one present. Two streams g
   keys and values are computed once per control step, whatever the number of candidates;
 - the plan of each candidate holds one action token and M query tokens per step, which become the pooled latent after
   that action. A step sees the context and the plan up to itself, so the whole horizon is one pass, and the prediction
-  for step h depends on the actions up to h only.
+  for step h depends on the actions up to h only. With `sight` "actions" it sees of earlier steps the actions alone, so
+  that a planner that scores one step of eight pays for the queries of one.
 
 Guidance l enters the plan stream alone, as in the predictor: one context serves any number of instructions.
 """
@@ -17,9 +18,10 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import checkpoints
@@ -30,6 +32,8 @@ from .guidance import Film, Payload
 from .layers import EPS, Block, Memory, initialise
 
 KIND = "world_model"
+#: What a step of the plan sees of earlier steps: their actions and queries, or their actions.
+Sight = Literal["plan", "actions"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class WorldModelConfig:
     state_std: tuple[float, ...] = ()
     guide_layers: int = 0  #: L of the thinker's pyramid; 0 builds a model without guidance
     guide_width: int = 0
+    sight: Sight = "plan"
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field that makes no sense."""
@@ -84,6 +89,8 @@ class WorldModelConfig:
             raise ValueError(f"a grid of {self.grid} cannot be pooled to {self.pooled}")
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} does not give {self.heads} heads of an even number of dimensions")
+        if self.sight not in ("plan", "actions"):
+            raise ValueError(f"sight is {self.sight!r}, must be 'plan' or 'actions'")
         if (self.guide_layers == 0) != (self.guide_width == 0):
             raise ValueError("guide_layers and guide_width go together: both 0, or neither")
         for name, size in (("action", self.action_dim), ("state", self.state_dim)):
@@ -181,52 +188,114 @@ class WorldModel(nn.Module):
             memory.append(kv)
         return Context(tuple(memory), self.pool(now))
 
-    def imagine(self, context: Context, actions: Tensor, payload: Payload | None = None) -> Tensor:
+    def imagine(
+        self, context: Context, actions: Tensor, payload: Payload | None = None, steps: tuple[int, ...] | None = None
+    ) -> Tensor:
         """The latents [S, H, M, D] after each action of S candidate sequences [S, H, action_dim], all in one pass.
 
         context: of `remember`, with batch 1 for all candidates or one row each. payload: guidance, likewise with 1 or
         S rows; rows of weight 0, and no payload, give the unguided prediction bit for bit. Differentiable in actions.
+        steps: which latents are wanted, [S, len(steps), M, D], from 0, rising; None for all. What only the others need
+        is not computed.
         """
-        return self.extend(context, actions, payload)[0]
+        if steps:
+            actions = actions[:, : steps[-1] + 1]
+        return self.extend(context, actions, payload, steps=steps)[0]
 
     def extend(
-        self, context: Context, actions: Tensor, payload: Payload | None = None, plan: Plan | None = None
+        self,
+        context: Context,
+        actions: Tensor,
+        payload: Payload | None = None,
+        plan: Plan | None = None,
+        steps: tuple[int, ...] | None = None,
     ) -> tuple[Tensor, Plan]:
-        """As `imagine`, for the actions that follow those of `plan`. The same numbers as in one pass."""
+        """As `imagine`, for the actions that follow those of `plan`; steps count from there. The same numbers as in one
+        pass.
+        """
         c = self.config
-        samples, steps = actions.shape[:2]
+        samples, length = actions.shape[:2]
         first = 0 if plan is None else plan.steps
         rows = context.now.shape[0]
-        if actions.shape[2:] != (c.action_dim,) or first + steps > c.horizon or rows not in (1, samples):
+        if actions.shape[2:] != (c.action_dim,) or first + length > c.horizon or rows not in (1, samples):
             raise ValueError(
                 f"actions are {list(actions.shape)} after {first} steps and a context of {rows} rows, must be "
                 f"[S, at most {c.horizon - first}, {c.action_dim}] and 1 or S rows"
             )
+        wanted = tuple(range(length)) if steps is None else steps
+        if not wanted or list(wanted) != sorted(set(wanted)) or wanted[0] < 0 or wanted[-1] >= length:
+            raise ValueError(f"steps are {wanted}, must rise within 0 … {length - 1}")
         signals = None
         if payload is not None and not payload.empty:
             if self.film is None:
                 raise ValueError("this world model was built without guidance")
             signals = self.film.prepare(payload)
-        size = 1 + c.tokens
-        action = self.action((actions - self.action_mean) / self.action_std)[:, :, None]
-        query = (self.embed(context.now) + self.query)[:, None].expand(samples, steps, -1, -1)
-        x = torch.cat((action, query), 2) + self.step[first : first + steps, None]
-        x = x.flatten(1, 2)
-        span = slice(first * size, (first + steps) * size)
-        table = (self.plan_cos[span], self.plan_sin[span])
-        memory = []
+        # queries are asked of every step, or of those that are wanted, behind all actions
+        asked = wanted if c.sight == "actions" else tuple(range(length))
+        action = self.action((actions - self.action_mean) / self.action_std) + self.step[first : first + length]
+        query = (self.embed(context.now) + self.query)[:, None] + _picked(self.step[first:], asked)[:, None]
+        query = query.expand(samples, -1, -1, -1)
+        if c.sight == "actions":
+            x = torch.cat((action, query.flatten(1, 2)), 1)
+        else:
+            x = torch.cat((action[:, :, None], query), 2).flatten(1, 2)
+        table = (
+            self._plan_table(self.plan_cos, first, length, asked),
+            self._plan_table(self.plan_sin, first, length, asked),
+        )
+        shared = plan is None and rows == 1 < samples
+        mask = self._mask(length, asked, x.device) if shared or c.sight == "actions" else None
+        causal = 1 + c.tokens if mask is None else None
+        begin = length if c.sight == "actions" else wanted[0] * (1 + c.tokens) + 1
+        memory, done = [], 0
         for i, block in enumerate(self.blocks):
             if signals is not None and self.film is not None:
                 x = self.film.inject(i, x, signals[i])
-            seen = _expanded(context.memory[i], samples)
+            seen = _usable(context.memory[i])
+            if not shared:
+                seen = _expanded(seen, samples)
             if plan is not None:
                 seen = (torch.cat((seen[0], plan.memory[i][0]), 2), torch.cat((seen[1], plan.memory[i][1]), 2))
-            x, kv = block(x, table, seen, size)
+            sees = mask
+            if mask is not None and not shared:
+                sees = F.pad(mask, (seen[0].shape[2], 0), value=True)
+            if i + 1 == c.depth and mask is not None:
+                done = begin  # nobody reads what is before the first wanted query
+            x, kv = block(x, table, seen, causal, only_from=done, mask=sees)
+            if c.sight == "actions":
+                kv = (kv[0][:, :, :length], kv[1][:, :, :length])
             if plan is not None:
                 kv = (torch.cat((plan.memory[i][0], kv[0]), 2), torch.cat((plan.memory[i][1], kv[1]), 2))
             memory.append(kv)
-        change = self.out(self.norm(x.view(samples, steps, size, c.width)[:, :, 1:]))
-        return context.now[:, None] + change, Plan(first + steps, tuple(memory))
+        if c.sight == "actions":
+            x = x.view(samples, len(asked), c.tokens, c.width)
+        else:
+            x = F.pad(x, (0, 0, 1, 0)) if done else x
+            x = x.view(samples, -1, 1 + c.tokens, c.width)[:, :, 1:]
+            left = length - x.shape[1]
+            x = x if len(wanted) == x.shape[1] else torch.stack([x[:, h - left] for h in wanted], 1)
+        change = self.out(self.norm(x))
+        return context.now[:, None] + change, Plan(first + length, tuple(memory))
+
+    def _plan_table(self, table: Tensor, first: int, length: int, asked: tuple[int, ...]) -> Tensor:
+        """Rows of plan_cos or plan_sin for the tokens of `extend`, in their order."""
+        size = 1 + self.config.tokens
+        if self.config.sight == "plan":
+            return table[first * size : (first + length) * size]
+        steps = table.view(-1, size, table.shape[1])[first : first + length]
+        return torch.cat((steps[:, 0], _picked(steps, asked)[:, 1:].flatten(0, 1)))
+
+    def _mask(self, length: int, asked: tuple[int, ...], device: torch.device) -> Tensor:
+        """bool [n, n] over the tokens of `extend`, in their order: True where a row sees a column."""
+        every = torch.arange(length, device=device)
+        if self.config.sight == "plan":
+            time = every.repeat_interleave(1 + self.config.tokens)
+            return time[:, None] >= time
+        of_queries = _picked(every, asked).repeat_interleave(self.config.tokens)
+        time = torch.cat((every, of_queries))
+        see_actions = time[:, None] >= every
+        among = (time[:, None] == of_queries) & (torch.arange(len(time), device=device) >= length)[:, None]
+        return torch.cat((see_actions, among), 1)
 
     def pool(self, latents: Tensor) -> Tensor:
         """Full latents [..., n, D] to the form in which the future is predicted [..., M, D]."""
@@ -256,6 +325,19 @@ def _expanded(memory: Memory, samples: int) -> Memory:
     """The same keys and values for all candidates, without a copy."""
     k, v = memory
     return k.expand(samples, -1, -1, -1), v.expand(samples, -1, -1, -1)
+
+
+def _usable(memory: Memory) -> Memory:
+    """Copies of keys and values made in inference mode, where a way back to the actions has to be kept."""
+    k, v = memory
+    return (k.clone(), v.clone()) if torch.is_grad_enabled() and k.is_inference() else memory
+
+
+def _picked(table: Tensor, steps: tuple[int, ...]) -> Tensor:
+    """Rows of a table; one slice where they are neighbours, and never an index that a device would have to be sent."""
+    if steps[-1] - steps[0] + 1 == len(steps):
+        return table[steps[0] : steps[-1] + 1]
+    return torch.stack([table[h] for h in steps])
 
 
 def energy(predicted: Tensor, goal: Tensor) -> Tensor:
