@@ -33,3 +33,24 @@ TUNE_LR = 5e-4
 TUNE_GUIDE_STEPS = 400
 #: With their variations there are about so many episodes to learn a forecast from.
 TUNE_EPISODES = 32
+
+# --- the world model of the controller, `thinkjepa train world`
+WORLD_IMAGE = 128  #: pixels per side
+WORLD_ENCODER_DEPTH = 4
+WORLD_LATENT = 64  #: width of the latents that are planned in
+WORLD_POOLED = 4
+WORLD_CONTEXT = 2  #: frames
+WORLD_HORIZON = 8  #: actions
+WORLD_STEPS = 2000
+WORLD_BATCH = 64
+WORLD_LR = 1e-3
+
+# --- the policy, `thinkjepa train policy`
+POLICY_WIDTH = 128
+POLICY_DETAIL = 48  #: channels of the map that is finer than the encoder's tokens
+POLICY_STEPS = 4000
+POLICY_BATCH = 64
+POLICY_LR = 1e-3
+SCORE_STEPS = 1000  #: of the language score, `thinkjepa train score`
+SCORE_BATCH = 64
+SCORE_LR = 1e-3
