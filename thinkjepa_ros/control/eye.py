@@ -1,0 +1,82 @@
+"""What the policy looks at: latents of the encoder, and a small convolutional map that is finer than they are.
+
+A token of the encoder covers a cube and more; to take a cube one has to know its place to a centimetre. Every feature
+comes with the ray it lies on, so that a query that finds something by its looks also reads where that is: attention is
+a soft argmax over the picture (spatial softmax, arXiv 1504.00702).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..jepa.layers import EPS
+from ..values import Camera
+
+#: Pixels per cell of the fine map.
+STRIDE = 4
+
+
+class Seen(NamedTuple):
+    """Features [B, n, features], and the ray of each: x / z and y / z in the optical frame, [n, 2]."""
+
+    features: Tensor
+    rays: Tensor
+
+
+def rays(camera: Camera, cells: int) -> Tensor:
+    """x / z and y / z of the middles of cells x cells squares of the picture, row by row, float32 [cells^2, 2]."""
+    middles = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
+    x = (middles * camera.width - 0.5 - camera.cx) / camera.fx
+    y = (middles * camera.height - 0.5 - camera.cy) / camera.fy
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack((columns, rows), -1).reshape(-1, 2).float()
+
+
+class Detail(nn.Module):
+    """uint8 images [B, S, S, 3] -> features [B, (S / STRIDE)^2, channels]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = nn.Conv2d(3, 24, 5, stride=2, padding=2)
+        self.second = nn.Conv2d(24, 32, 3, stride=2, padding=1)
+        self.third = nn.Conv2d(32, channels, 3, padding=1)
+        self.norm = nn.LayerNorm(channels, eps=EPS)
+        for layer in (self.first, self.second, self.third):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = (images.permute(0, 3, 1, 2).to(self.first.weight.dtype) - 128) / 64
+        x = F.relu(self.first(x.contiguous(memory_format=torch.channels_last)))
+        x = self.third(F.relu(self.second(x)))
+        normed: Tensor = self.norm(x.flatten(2).mT)
+        return normed
+
+
+class Look(nn.Module):
+    """Queries [B, q, width] attend to what is seen; what they bring back includes the mean ray of what they looked at,
+    head by head.
+    """
+
+    def __init__(self, width: int, heads: int, features: int):
+        super().__init__()
+        self.heads = heads
+        self.norm, self.norm_seen = nn.LayerNorm(width, eps=EPS), nn.LayerNorm(features, eps=EPS)
+        self.q, self.kv = nn.Linear(width, features), nn.Linear(features, 2 * features)
+        self.out = nn.Linear(features + 2 * heads, width)
+
+    def forward(self, x: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
+        """The queries with what they found, and where the first head looks: logits [B, q, n]."""
+        batch, many, _ = x.shape
+        q = self.q(self.norm(x)).view(batch, many, self.heads, -1).transpose(1, 2)
+        k, v = self.kv(self.norm_seen(seen.features)).view(batch, -1, 2, self.heads, q.shape[-1]).unbind(2)
+        logits = (q * q.shape[-1] ** -0.5) @ k.permute(0, 2, 3, 1)
+        weight = logits.softmax(-1)
+        found, where = weight @ v.transpose(1, 2), weight @ seen.rays.to(weight.dtype)
+        both = torch.cat((found.transpose(1, 2).flatten(2), where.transpose(1, 2).flatten(2)), -1)
+        return x + self.out(both), logits[:, 0]
