@@ -29,6 +29,7 @@ from rclpy.exceptions import (
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
 #: Launch sends SIGTERM five seconds after SIGINT and SIGKILL five after that; we are gone before the first.
@@ -37,6 +38,8 @@ EXIT_WITHIN_S = 4.0
 EXIT_HUNG = 3
 #: How long a worker that is inside a model call is waited for.
 JOIN_S = 2.0
+#: A signal is seen between two waits of the executor, where rclpy's own handlers do not end them.
+_PROMPT_S = 0.05
 
 _PARAMETER_ERRORS = (InvalidParameterTypeException, InvalidParameterValueException, ParameterUninitializedException)
 _TRANSITIONS = {
@@ -234,23 +237,27 @@ def _collect(release: Callable[[], None]) -> None:
     gc.collect()
 
 
-def run(make: Callable[[], LoadingNode], args: list[str] | None = None) -> NoReturn:
+def run(make: Callable[[], LoadingNode], args: list[str] | None = None, last_words: bool = False) -> NoReturn:
     """Run a node until SIGINT, SIGTERM or its own sys.exit, then end the process: exit status 0 for the signals.
 
     It ends within 5 s of the signal even while a model call hangs: such a thread cannot be ended, only left.
+    last_words: ROS goes on after the signal until the node was stopped, so that `stop` can still publish; without, the
+    signal ends ROS itself.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # called before rclpy has its own handlers, and by these
         signal.signal(number, _on_signal)
     node: LoadingNode | None = None
     status = 0
     try:
-        rclpy.init(args=args)
+        # with its own handlers, rclpy takes the context away at the signal
+        handlers = SignalHandlerOptions.NO if last_words else SignalHandlerOptions.ALL
+        rclpy.init(args=args, signal_handler_options=handlers)
         node = make()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         if node.get_parameter("autostart").value:
             executor.create_task(node.bring_up)
-        _spin(executor, node)
+        _spin(executor, node, _PROMPT_S if last_words else 1.0)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except SystemExit as end:
@@ -272,10 +279,10 @@ def run(make: Callable[[], LoadingNode], args: list[str] | None = None) -> NoRet
     _leave(status)
 
 
-def _spin(executor: SingleThreadedExecutor, node: LoadingNode) -> None:
+def _spin(executor: SingleThreadedExecutor, node: LoadingNode, timeout_s: float) -> None:
     while rclpy.ok():
         try:
-            executor.spin_once(timeout_sec=1.0)
+            executor.spin_once(timeout_sec=timeout_s)
         except (KeyboardInterrupt, ExternalShutdownException):
             return
         except Exception as error:  # one callback failed; the node goes on and says so

@@ -11,59 +11,17 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+from .common_parameters import AUTOSTART, INPUT, MAX_INSTRUCTION, model_rows
+from .control_parameters import CONTROLLER, CONTROLLER_NOTES
 from .parameter import Parameter, Value
+from .simulator_parameters import CONDUCTOR, SIMULATOR, SIMULATOR_NOTES
 
 #: What the thinker takes (thinker/inputs.py, without importing it): more would only crowd out the images.
-MAX_INSTRUCTION = 500
 MAX_TEMPLATE = 2000
 
 
-def _model(what: str) -> tuple[Parameter, ...]:
-    return (
-        Parameter(
-            "model",
-            "mini",
-            f"Checkpoint folder of the {what}. `mini` is the one that comes with the package; anything else is a path. "
-            "Nothing is ever downloaded.",
-        ),
-        Parameter("device", "cpu", "Where the model runs: cpu, cuda or cuda:N.", pattern=r"cpu|cuda(:\d+)?"),
-        Parameter(
-            "cpu_threads",
-            1,
-            "Threads of torch. More than one makes two nodes on a small machine spin against each other.",
-            bounds=(1, 64),
-        ),
-    )
-
-
-_INPUT = (
-    Parameter(
-        "image_transport",
-        "raw",
-        "raw subscribes to `image` (sensor_msgs/Image), compressed to `image/compressed` (sensor_msgs/CompressedImage, "
-        "jpeg or png).",
-        choices=("raw", "compressed"),
-    ),
-    Parameter(
-        "input_timeout_s",
-        0.5,
-        "Without a usable image for this long the state is STALE and nothing is published.",
-        bounds=(0.05, 60.0),
-        dynamic=True,
-    ),
-    Parameter(
-        "future_tolerance_s",
-        1.0,
-        "An image stamped further ahead of the node's clock than this is refused.",
-        bounds=(0.0, 3600.0),
-    ),
-)
-_AUTOSTART = Parameter(
-    "autostart", True, "Configure and activate at start, so that a respawned node comes back by itself."
-)
-
 PREDICTOR = (
-    *_model("predictor"),
+    *model_rows("predictor"),
     Parameter(
         "dtype",
         "auto",
@@ -78,7 +36,7 @@ PREDICTOR = (
         "Use torch.compile. Configuring then takes a minute or more and needs a compiler; without one it says so and "
         "goes on as it is.",
     ),
-    *_INPUT,
+    *INPUT,
     Parameter(
         "max_rate_hz",
         30.0,
@@ -123,11 +81,11 @@ PREDICTOR = (
         bounds=(0.1, 240.0),
         dynamic=True,
     ),
-    _AUTOSTART,
+    AUTOSTART,
 )
 
 THINKER = (
-    *_model("thinker"),
+    *model_rows("thinker"),
     Parameter(
         "dtype",
         "auto",
@@ -179,7 +137,7 @@ THINKER = (
         "a forecast.",
         bounds=(0, 19),
     ),
-    *_INPUT,
+    *INPUT,
     Parameter(
         "think_period_s",
         1.0,
@@ -260,7 +218,7 @@ THINKER = (
         max_length=MAX_TEMPLATE,
         dynamic=True,
     ),
-    _AUTOSTART,
+    AUTOSTART,
 )
 
 #: What docs/parameters.md says below the table of a node.
@@ -285,9 +243,16 @@ that are not finite, ...); the next thought begins as ever. `/diagnostics` count
 result counts only if no clock jump, deactivation or new question came meanwhile. Nothing but the end of the process
 can end such a call: `exit_when_hung_s` does that, and launch's `respawn:=true` starts the node again.
 """,
+    "simulator": SIMULATOR_NOTES,
+    "controller": CONTROLLER_NOTES,
 }
 
-TABLES: Mapping[str, tuple[Parameter, ...]] = {"predictor": PREDICTOR, "thinker": THINKER}
+TABLES: Mapping[str, tuple[Parameter, ...]] = {
+    "predictor": PREDICTOR,
+    "thinker": THINKER,
+    "controller": CONTROLLER,
+    "simulator": SIMULATOR,
+}
 
 
 def _literal(value: Value) -> str:
@@ -329,7 +294,7 @@ def render_docs() -> str:
         "the others are read at start. A value outside its range is refused, with the reason, and the old one stays.",
         "Every node also has ROS's own `use_sim_time` and `qos_overrides.<topic>.subscription.*` for its image topic.",
     ]
-    for node, table in {**TABLES, "player": PLAYER, "evaluator": EVALUATOR}.items():
+    for node, table in {**TABLES, "player": PLAYER, "evaluator": EVALUATOR, "conductor": CONDUCTOR}.items():
         lines += [
             "",
             f"## {node}",

@@ -24,6 +24,7 @@ _WORDS = {
     NodeStatus.HUNG: "a model call does not return",
     NodeStatus.ERROR: "error",
     NodeStatus.FINALIZED: "finalized",
+    NodeStatus.HALTED: "the robot is kept at rest",
 }
 _LEVELS = {
     NodeStatus.RUNNING: DiagnosticStatus.OK,

@@ -6,7 +6,7 @@ Nothing inside the window is lost while the model runs, and nothing is decoded b
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from ..stream.frames import FrameRing, Gap
 from ..values import Camera, Frame
 from .images import ImageError, to_rgb
 from .ledger import Entry, Fate, Ledger
-
-if TYPE_CHECKING:
-    from ..jepa.forecaster import Forecaster
 
 #: The ring reaches this much further back than a window, since newer images keep coming while a turn is under way:
 #: without it a machine that is slow for a moment would lose the begin of every window.
@@ -29,6 +26,25 @@ _PER_STEP = 8
 _AFFORDABLE = 2
 
 
+class Observer(Protocol):
+    """What sees the frames: `jepa.forecaster.Forecaster`, or `control.controller.Controller`."""
+
+    step_ns: int  #: of the grid
+
+    @property
+    def window(self) -> int:
+        """Frames of a window."""
+
+    def observe(self, frame: Frame, camera: Camera | None) -> None:
+        """Take in a frame. Raises ValueError on an image that is none."""
+
+    def knows(self, stamp_ns: int) -> bool:
+        """Whether this frame was observed and is not forgotten."""
+
+    def reset(self) -> None:
+        """Forget all frames."""
+
+
 class BrokenImage(ValueError):
     """The newest image cannot be used; the text says why."""
 
@@ -39,10 +55,10 @@ class FrameWindow:
     refused: told in words about an older image that turned out to be broken.
     """
 
-    def __init__(self, forecaster: Forecaster, ledger: Ledger, refused: Callable[[str], None]) -> None:
-        self._forecaster, self._ledger, self._refused = forecaster, ledger, refused
-        span_ns = forecaster.window * forecaster.step_ns + _SLACK_NS
-        self._ring: FrameRing[Entry] = FrameRing(span_ns, max(_MAX_FRAMES, _PER_STEP * forecaster.window))
+    def __init__(self, observer: Observer, ledger: Ledger, refused: Callable[[str], None]) -> None:
+        self._observer, self._ledger, self._refused = observer, ledger, refused
+        span_ns = observer.window * observer.step_ns + _SLACK_NS
+        self._ring: FrameRing[Entry] = FrameRing(span_ns, max(_MAX_FRAMES, _PER_STEP * observer.window))
         self._epoch = -1
         self._last_ns = -1  # end of the last window
         self._camera: Camera | None = None
@@ -71,7 +87,7 @@ class FrameWindow:
         if cost is None or cost <= _AFFORDABLE:
             return newest
         best, least = newest, cost
-        for stamp, entry in self._ring.items(newest.stamp_ns - self._forecaster.step_ns + 1):
+        for stamp, entry in self._ring.items(newest.stamp_ns - self._observer.step_ns + 1):
             if stamp <= self._last_ns or entry.fate is not Fate.SUPERSEDED:
                 continue
             cost = self._cost(entry)
@@ -82,11 +98,11 @@ class FrameWindow:
     def _cost(self, entry: Entry) -> int | None:
         """How many images of the window that ends at `entry` are new to the model; None while the window has a gap."""
         window = self._grid(entry)
-        return None if isinstance(window, Gap) else sum(not self._forecaster.knows(stamp) for stamp, _ in window)
+        return None if isinstance(window, Gap) else sum(not self._observer.knows(stamp) for stamp, _ in window)
 
     def _grid(self, entry: Entry) -> list[tuple[int, Entry]] | Gap:
-        step_ns = self._forecaster.step_ns
-        return self._ring.window(entry.stamp_ns, self._forecaster.window, step_ns, step_ns // 2)
+        step_ns = self._observer.step_ns
+        return self._ring.window(entry.stamp_ns, self._observer.window, step_ns, step_ns // 2)
 
     def discard(self, entry: Entry) -> None:
         """This image serves no window, now or later."""
@@ -94,18 +110,18 @@ class FrameWindow:
         entry.message = entry.rgb = None
 
     def end_at(self, newest: Entry, camera: Callable[[int, int], Camera | None]) -> list[int] | Gap:
-        """Stamps of the window that ends at `newest`, each observed by the forecaster, oldest first; or the gap in it.
+        """Stamps of the window that ends at `newest`, each observed, oldest first; or the gap in it.
 
         camera(width, height): intrinsics for images of that size. `newest.rgb` holds the pixels afterwards. Raises
         BrokenImage.
         """
         if newest.epoch != self._epoch:
-            self._forecaster.reset()
+            self._observer.reset()
             self._epoch = newest.epoch
         rgb = _decode(newest)
         intrinsics = camera(rgb.shape[1], rgb.shape[0])
         if intrinsics != self._camera:  # what was seen through another calibration does not fit
-            self._forecaster.reset()
+            self._observer.reset()
             self._camera = intrinsics
         self._observe(newest, rgb)
         self._last_ns = newest.stamp_ns
@@ -113,7 +129,7 @@ class FrameWindow:
             window = self._grid(newest)
             if isinstance(window, Gap):
                 return window
-            unknown = [entry for stamp, entry in window if not self._forecaster.knows(stamp)]
+            unknown = [entry for stamp, entry in window if not self._observer.knows(stamp)]
             if not unknown:
                 return [stamp for stamp, _ in window]
             for entry in unknown:  # each is known or out of the ring after this, so the search ends
@@ -121,7 +137,7 @@ class FrameWindow:
 
     def _catch_up(self, entry: Entry) -> None:
         """Observe an image that was superseded before its turn."""
-        if entry.message is None:  # the forecaster has forgotten it and its pixels are gone
+        if entry.message is None:  # the observer has forgotten it and its pixels are gone
             self._ring.remove(entry.stamp_ns)
             return
         try:
@@ -134,10 +150,10 @@ class FrameWindow:
 
     def _observe(self, entry: Entry, rgb: np.ndarray) -> None:
         try:
-            self._forecaster.observe(Frame(rgb, entry.stamp_ns, entry.frame_id), self._camera)
+            self._observer.observe(Frame(rgb, entry.stamp_ns, entry.frame_id), self._camera)
         except ValueError as error:
             raise BrokenImage(str(error)) from None
-        entry.message = None  # what the forecaster keeps of it serves from here on
+        entry.message = None  # what the observer keeps of it serves from here on
 
 
 def _decode(entry: Entry) -> np.ndarray:

@@ -1,0 +1,368 @@
+"""What to do next: from the latest frames, the robot's state, and what is wanted, a plan. Knows nothing of ROS.
+
+    frames -> `observe` -> latents by stamp ----.
+    goal image, sub-goal of the thinker, words -+-> `plan` -> Outcome: a values.Plan, or the reason why there is none
+    state, pose of the camera ------------------'
+
+Modes: "planner" searches in the imagined world, "policy" takes what the policy proposes, "both" lets the search begin
+with the policy's proposals and pick among all. A plan says what staying costs; whether it is worth moving is for
+`watch` to say, and whether it may leave for `guard`.
+
+One thread observes and plans; `show_goal` and `instruct` may come from any.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..jepa.guidance import Payload
+from ..jepa.model import torch_device
+from ..jepa.precision import choose
+from ..values import Camera, Frame, Guidance, Plan
+from . import energy as terms
+from . import space
+from .aims import Aims, Distance
+from .energy import Energy, Term
+from .imagination import ENERGIES, Imagination, load_imagination
+from .latent import LatentWorld
+from .options import AIMS, MAX_STEP_M, MODES, Options
+from .planner import Planner, Problem
+from .policy import Policy, load_policy, words_of
+from .score import LanguageScore, load_score
+from .sight import Sight
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """plan: None where there is none, and `reason` says why. planning_s: what it took. imagined: sequences. parts: of
+    the energy, by term.
+    """
+
+    plan: Plan | None
+    reason: str = ""
+    planning_s: float = 0.0
+    imagined: int = 0
+    parts: dict[str, float] | None = None
+
+    def asks(self, margin: float) -> bool:
+        """Whether the thinker should look again: nothing that was imagined beats staying by `margin`."""
+        imagined = self.plan is not None and self.plan.source != "policy"
+        return imagined and self.plan is not None and not self.plan.gain > margin
+
+
+class _Scene(NamedTuple):
+    """A moment, on the device: state [1, 4], base from camera [4, 4], and closedness [1] that is commanded."""
+
+    stamps: list[int]
+    state: Tensor
+    pose: Tensor
+    closedness: Tensor
+    weight: float  # of the guidance
+
+
+class Controller:
+    """See the head of this file. Plans are deterministic: the same frames, states and goals since `reset` give the same
+    plans.
+    """
+
+    def __init__(
+        self,
+        net: Imagination,
+        options: Options,
+        policy: Policy | None = None,
+        score: LanguageScore | None = None,
+        *,
+        model_id: str = "",
+        domain: str = "",
+        trained: bool = False,
+        device: str = "cpu",
+        dtype: str = "float32",
+    ) -> None:
+        """model_id, domain, trained: of the imagination. Raises ValueError where the parts do not fit together."""
+        if options.mode not in MODES or options.aim not in AIMS:
+            raise ValueError(f"mode is one of {', '.join(MODES)} and aim of {', '.join(AIMS)}, not {options.mode!r}")
+        if policy is None and options.mode != "planner":
+            raise ValueError(f"mode {options.mode} needs a policy; name its checkpoint, or use mode planner")
+        self.model_id, self.domain, self.trained = model_id, domain, trained
+        self._device = torch_device(device)
+        self._choice = choose(self._device, dtype, net.config.world.width)
+        self._net = net.to(self._device).eval().requires_grad_(False)
+        self._world = LatentWorld(self._net.world, self._choice.dtype)
+        self._policy = None if options.mode == "planner" else policy
+        if self._policy is not None:
+            self._policy = self._policy.to(self._device).eval().requires_grad_(False)
+            if self._policy.config.action_s != net.config.action_s:
+                raise ValueError(
+                    f"an action of the policy lasts {self._policy.config.action_s:g} s, one of the imagination "
+                    f"{net.config.action_s:g} s; use a pair that was trained on the same episodes"
+                )
+        self.action_s = net.config.action_s
+        self.step_ns = round(self.action_s * 1e9)
+        self._sight = Sight(self._net if options.mode != "policy" else None, self._policy, self._device)
+        self._score = score.to(self._device).eval().requires_grad_(False) if score is not None else None
+        self._aims = Aims(self._net, self._sight, self._score, model_id, self._device)
+        self.instruction = ""
+        self.options = options
+        self.set_options(options)
+        self.reset()
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        options: Options,
+        policy: str | Path | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        score: str | Path | None = None,
+    ) -> Controller:
+        """From checkpoint folders. dtype: see `precision.choose`. Raises CheckpointError, ValueError."""
+        net, manifest = load_imagination(folder)
+        proposer = load_policy(policy)[0] if policy is not None else None
+        language = load_score(score)[0] if score is not None else None
+        trained = manifest.trained
+        name = manifest.model_id if trained else f"{manifest.model_id} (untrained)"
+        about = {"model_id": name, "domain": manifest.domain, "device": device, "dtype": dtype}
+        return cls(net, options, proposer, language, trained=trained, **about)
+
+    def check_options(self, options: Options) -> None:
+        """Raises ValueError where the controller cannot plan this way. Any thread."""
+        if options.mode != self.options.mode:
+            raise ValueError("the mode cannot be changed while the controller runs; start it anew")
+        if options.mode == "policy":
+            return
+        horizons = {"imagination": self._net.config.world.horizon}
+        if self._policy is not None:
+            horizons["policy"] = self._policy.config.horizon
+        for name, most in horizons.items():
+            if options.horizon > most:
+                raise ValueError(f"horizon is {options.horizon} actions, this {name} knows {most}; lower it")
+        if options.distance not in ENERGIES:
+            raise ValueError(f"there is no distance {options.distance!r}; choose one of {', '.join(ENERGIES)}")
+        _ = options.search
+
+    def set_options(self, options: Options) -> None:
+        """Plan this way from the next plan on. Raises ValueError, see `check_options`, and then nothing changes."""
+        self.check_options(options)
+        self.options = options
+        self._planner = None if options.mode == "policy" else Planner(options.search, self._world, self._device)
+        self._distance = Distance(self._net, options.distance)
+        self._planned: tuple[int, object] | None = None
+
+    @property
+    def window(self) -> int:
+        """Frames, action_s apart, that a plan rests on."""
+        frames = 1 if self._policy is None else self._policy.config.frames
+        return frames if self.options.mode == "policy" else max(frames, self._net.config.world.context)
+
+    @property
+    def words(self) -> str:
+        """How it computes, for a log."""
+        return f"{self._device}, {self._choice.name} ({self._choice.reason}), mode {self.options.mode}"
+
+    # ------------------------------------------------------------------ what is known
+
+    def reset(self) -> None:
+        """Forget frames, guidance and the last plan, as after a jump of the clock. The goal and the words stay."""
+        self._sight.forget()
+        self._guidance: Guidance | None = None
+        self._planned = None
+        if self._planner is not None:
+            self._planner.reset()
+
+    def observe(self, frame: Frame, camera: Camera | None = None) -> None:
+        """Take in a frame. camera: its intrinsics; None: unknown. Raises ValueError on an image that is none."""
+        self._sight.observe(frame, camera)
+
+    def knows(self, stamp_ns: int) -> bool:
+        """Whether this frame was observed and is not forgotten."""
+        return self._sight.knows(stamp_ns)
+
+    def show_goal(self, rgb: np.ndarray | None, camera: Camera | None = None) -> None:
+        """What the scene shall look like, uint8 [H, W, 3]; None takes it back. It is encoded once, by the next plan."""
+        self._aims.show(rgb, camera)
+
+    def instruct(self, instruction: str) -> None:
+        """What is asked for. Guidance that was thought for other words does not count."""
+        self.instruction = instruction
+
+    def check_guidance(self, guidance: Guidance) -> None:
+        """Raises ValueError naming the field that does not fit. May be called from any thread."""
+        for name, config in self._guided():
+            shape = (config[0], 2, config[1])
+            if guidance.pyramid.shape != shape:
+                raise ValueError(
+                    f"pyramid is {list(guidance.pyramid.shape)}, the {name} takes {list(shape)} (layers, streams, "
+                    "width); run the thinker it was trained with"
+                )
+        if not np.isfinite(guidance.pyramid).all():
+            raise ValueError("pyramid holds values that are not finite")
+
+    def guide(self, guidance: Guidance | None) -> None:
+        """Be guided by this from now on. Raises ValueError, see `check_guidance`, and keeps what was held."""
+        if guidance is not None:
+            self.check_guidance(guidance)
+        self._guidance = guidance
+
+    def heeds(self, guidance: Guidance) -> bool:
+        """Whether this was thought for what is asked for now."""
+        asked, thought = (" ".join(words.split()) for words in (self.instruction, guidance.instruction))
+        return not asked or thought in ("", asked)
+
+    def _guided(self) -> list[tuple[str, tuple[int, int]]]:
+        """What takes guidance, and of how many layers and which width."""
+        parts = [("imagination", self._net.config.world), ("policy", self._policy.config if self._policy else None)]
+        return [(n, (c.guide_layers, c.guide_width)) for n, c in parts if c is not None and c.guide_layers]
+
+    # ------------------------------------------------------------------ plans
+
+    def plan(
+        self,
+        stamps_ns: Sequence[int],
+        state: np.ndarray | None,
+        pose: np.ndarray | None,
+        cancelled: Callable[[], bool] = lambda: False,
+        commanded: float | None = None,
+    ) -> Outcome:
+        """A plan from the frames at `stamps_ns` (oldest … newest = now, `window` of them, action_s apart, observed).
+
+        state: float [4] in the base frame, see `space`. pose: base from camera [4, 4] at the newest frame. What is
+        missing is the reason in the Outcome. cancelled: asked between two rounds; then the best so far is taken.
+        commanded: closedness that the gripper was told last, which holding keeps (closed on a thing, it measures less);
+        None: the measured one.
+        """
+        began = time.perf_counter()
+        stamps = list(stamps_ns)
+        if reason := self._missing(stamps, state, pose):
+            return Outcome(None, reason)
+        guidance = self._guidance
+        weight = guidance.weight(stamps[-1]) if guidance is not None and self.heeds(guidance) else 0.0
+        place = torch.as_tensor(np.asarray(state, np.float32), device=self._device)[None]
+        grip = place[0, 3:] if commanded is None else place.new_tensor([commanded])
+        base_from_camera = torch.as_tensor(np.asarray(pose, np.float32), device=self._device)
+        scene = _Scene(stamps, place, base_from_camera, grip, weight)
+        try:
+            outcome = self._policy_plan(scene) if self._planner is None else self._search(scene, cancelled)
+        except ValueError as error:  # a goal image that fits no camera, guidance that does not fit
+            outcome = Outcome(None, str(error))
+        return replace(outcome, planning_s=time.perf_counter() - began)
+
+    def _missing(self, stamps: list[int], state: np.ndarray | None, pose: np.ndarray | None) -> str:
+        unknown = sum(not self._sight.knows(stamp) for stamp in stamps)
+        if len(stamps) != self.window or unknown:
+            return f"{len(stamps) - unknown} of the {self.window} frames that a plan needs are there"
+        for name, value, shape in (("state", state, (space.DIM,)), ("camera pose", pose, (4, 4))):
+            if value is None:
+                return f"no {name} is known"
+            if np.shape(value) != shape or not np.isfinite(np.asarray(value, np.float64)).all():
+                return f"the {name} is not {' x '.join(map(str, shape))} finite numbers"
+        return ""
+
+    def _age(self, scene: _Scene) -> float:
+        if self._guidance is None or not scene.weight:
+            return float("nan")
+        return (scene.stamps[-1] - self._guidance.stamp_ns) * 1e-9
+
+    @torch.inference_mode()
+    def _policy_plan(self, scene: _Scene) -> Outcome:
+        """What the policy would do, without anything imagined."""
+        actions = self._propose(scene, 1, self.options.temperature)[0].cpu().numpy()
+        nan, stamp = float("nan"), scene.stamps[-1]
+        if not np.isfinite(actions).all():
+            return Outcome(None, "the policy proposes what is not finite")
+        none = np.zeros(0, np.float32)
+        return Outcome(Plan(actions, nan, nan, none, "policy", stamp, self.action_s, self._age(scene)))
+
+    def _search(self, scene: _Scene, cancelled: Callable[[], bool]) -> Outcome:
+        planner, options = self._planner, self.options
+        assert planner is not None
+        began = time.perf_counter()
+        with torch.inference_mode():
+            wanted = self._guidance.subgoal if self._guidance is not None and scene.weight else None
+            target = self._aims.target(options.aim, self._distance, wanted, self._words(scene.weight, answers=True))
+            if target.term is None:
+                return Outcome(None, target.reason)
+            problem = self._problem(scene, target.term)
+            proposals = None
+            if self._policy is not None:
+                proposals = self._propose(scene, options.proposals, 1.0)[:, : options.horizon]
+        stamp, elapsed = scene.stamps[-1], None
+        if self._planned is not None and target.same(self._planned[1]) and stamp > self._planned[0]:
+            elapsed = (stamp - self._planned[0]) * 1e-9
+        planner.begin(problem, elapsed, self.action_s, proposals)
+        for index in range(options.iterations):
+            spent = time.perf_counter() - began
+            if index and (cancelled() or (options.budget_s and spent > options.budget_s)):
+                break
+            planner.iterate(last=index + 1 == options.iterations)
+        if options.refine and not cancelled():
+            planner.refine()
+        result = planner.result()
+        self._planned = (stamp, target.key)
+        plan = result.plan(stamp, self.action_s, self._age(scene))
+        return Outcome(plan, imagined=result.imagined, parts=result.parts)
+
+    def _words(self, weight: float, answers: bool) -> tuple[int, int]:
+        """Cube and tray that are asked for. answers: what the instruction leaves open, the thinker's answer tells."""
+        words = words_of(self.instruction)
+        if not answers or self._guidance is None or not weight:
+            return words
+        told = words_of(self._guidance.text)
+        return min(words[0], told[0]), min(words[1], told[1])
+
+    def _problem(self, scene: _Scene, target: Term) -> Problem:
+        w, kind = self._net.config.world, self._choice.dtype
+        seen = self._sight.latents(scene.stamps[-w.context :])
+        state = space.state_to_camera(scene.state, scene.pose)
+        past, now = self._net.pool(seen[:, :-1]), seen[:, -1]
+        context = self._world.net.remember(past.to(kind), now.to(kind), state.to(kind))
+        known = self._world.known(context, self._payload(scene, bool(w.guide_layers)), scene.pose[:3, :3])
+        parts = [target]
+        if self.options.workspace is not None:
+            low, high = (torch.tensor(corner, device=self._device) for corner in self.options.workspace)
+            parts.append(terms.workspace(scene.state[0, :3], low, high))
+        hold = torch.cat((scene.state.new_zeros(3), scene.closedness.clamp(0.0, 1.0)))
+        return Problem(known, Energy(tuple(parts), terms.final(self.options.horizon)), hold)
+
+    def _propose(self, scene: _Scene, count: int, temperature: float) -> Tensor:
+        """Chunks [N, H, 4] of the policy in the base frame, within the bounds."""
+        policy = self._policy
+        assert policy is not None
+        frames = self._sight.pictures(scene.stamps[-policy.config.frames :])
+        state = space.state_to_camera(scene.state, scene.pose)
+        words = torch.tensor([self._words(scene.weight, not policy.config.guide_layers)], device=self._device)
+        payload = self._payload(scene, bool(policy.config.guide_layers))
+        present = policy.remember(policy.see(frames), state, words, payload)
+        chunks = policy.propose(present, count, self.options.seed, temperature=temperature)
+        base = space.action_to_base(chunks, scene.pose)
+        return torch.cat((base[..., :3].clamp(-MAX_STEP_M, MAX_STEP_M), base[..., 3:].clamp(0.0, 1.0)), -1)
+
+    def _payload(self, scene: _Scene, taken: bool) -> Payload | None:
+        if self._guidance is None or not taken or not scene.weight:
+            return None
+        pyramid = torch.from_numpy(np.asarray(self._guidance.pyramid, np.float32)[None])
+        present, weight = torch.tensor([self._guidance.present]), torch.tensor([scene.weight])
+        return Payload.pooled(pyramid, present, weight).to(self._device, torch.float32)
+
+    def warm_up(self) -> None:
+        """Plan once for nothing, so that the first plan does not pay for what is made once. To be called before
+        there is a goal; leaves nothing behind."""
+        size = self._net.config.camera.width
+        blank = np.zeros((size, size, 3), np.uint8)
+        stamps = [(1 + k) * self.step_ns for k in range(self.window)]
+        for stamp in stamps:
+            self.observe(Frame(blank, stamp))
+        pose = np.eye(4)
+        pose[2, 3] = -1.0  # the robot is in front of the camera
+        self.show_goal(blank)
+        self.plan(stamps, np.zeros(space.DIM, np.float32), pose)
+        self.show_goal(None)
+        self.reset()
