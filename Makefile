@@ -4,7 +4,7 @@
 #   TORCH=cpu|cuda           which build of torch (default: the one the package index gives)
 #   TORCH_INDEX=<address>    package index to take torch from, see README.md
 #   BAG=<path>               make demo: play this rosbag2 (mcap or sqlite3) with a camera topic
-#   ARGS="..."               more arguments for demo, bench or pytest
+#   ARGS="..."               more arguments for demo, demo-control, bench or pytest
 
 SHELL := /bin/bash
 VENV := $(CURDIR)/.venv
@@ -26,10 +26,10 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export MUJOCO_GL ?= egl
 
-.PHONY: help build demo test lint slow bench clean
+.PHONY: help build demo demo-control test lint slow bench clean
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## set up .venv and build the messages (all others do this by themselves)
 	@command -v "$(PYTHON)" > /dev/null || { echo "thinkjepa_ros needs Python 3.11 to 3.14, and" \
@@ -38,6 +38,9 @@ build: ## set up .venv and build the messages (all others do this by themselves)
 
 demo: build ## play a camera recording through thinker and predictor (BAG=path: your own)
 	@thinkjepa demo $(if $(BAG),--bag "$(BAG)") $(ARGS)
+
+demo-control: build ## a simulated robot is asked for a reach and a pick-and-place
+	@thinkjepa demo-control $(ARGS)
 
 # Exit status 5 of pytest: nothing to run in this half (ARGS="-k ..." may choose from the other one).
 test: lint ## everything CI checks: lint, types, tests

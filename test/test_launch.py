@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from thinkjepa_ros.bridge.control_parameters import CONTROLLER
 from thinkjepa_ros.bridge.parameters import PREDICTOR, THINKER
 from thinkjepa_ros.bridge.replay_parameters import EVALUATOR, PLAYER
+from thinkjepa_ros.bridge.simulator_parameters import SIMULATOR
 
 FOLDER = Path(__file__).resolve().parents[1] / "launch"
 FILES = sorted(FOLDER.glob("*.launch.py"))
@@ -35,12 +37,26 @@ SAME = {
         for name in ("truth_topic", "truth_type", "truth_joints", "truth_frame", "camera_pose_from", "pose_topic")
         + ("world_frame", "late_s")
     },
+    "control.launch.py": {
+        "imagination": (CONTROLLER, "model"),
+        "policy": (CONTROLLER, "policy"),
+        "mode": (CONTROLLER, "mode"),
+        "device": (CONTROLLER, "device"),
+        "autostart": (CONTROLLER, "autostart"),
+        "thinker_model": (THINKER, "model"),
+        "thinker_device": (THINKER, "device"),
+        "kind": (SIMULATOR, "kind"),
+        "seed": (SIMULATOR, "seed"),
+        "real_time_factor": (SIMULATOR, "real_time_factor"),
+    },
 }
 REQUIRED = {
     "thinkjepa.launch.py": "namespace params_file use_sim_time log_level image_topic image_transport model device "
     "thinker autostart respawn",
     "replay.launch.py": "bag rate loop",
     "evaluate.launch.py": "bag truth_topic truth_type truth_joints pose_topic window_s out clock namespace",
+    "control.launch.py": "namespace params_file use_sim_time log_level simulator thinker kind seed imagination policy "
+    "mode image_topic camera_pose_topic ee_pose_topic twist_topic gripper_topic trajectory_topic autostart respawn",
 }
 
 
@@ -182,3 +198,43 @@ def test_with_a_bag_everything_is_started_on_its_clock(tmp_path, monkeypatch):
     player = nodes["/player"]["parameters"]
     assert player["clock"] == "bag" and player["rate"] == 0.5 and player["wait_for_subscribers"] == 1
     assert nodes["/evaluator"]["parameters"]["picture_rate_hz"] == 0.0, "the player waits for those who work"
+
+
+def test_control_without_arguments_is_a_simulated_robot_on_compressed_images(tmp_path, monkeypatch):
+    nodes = started("control.launch.py", tmp_path, monkeypatch)
+    assert set(nodes) == {"/simulator", "/controller", "/thinker"}
+    assert nodes["/simulator"]["parameters"] == {} and not nodes["/simulator"]["remaps"]
+    for name in ("/controller", "/thinker"):
+        assert nodes[name]["parameters"] == {"image_transport": "compressed"}
+        assert nodes[name]["remaps"]["image/compressed"] == "camera/image/compressed"
+        assert nodes[name]["remaps"]["camera_info"] == "camera/camera_info"
+    assert nodes["/controller"]["remaps"]["camera_pose"] == "camera/pose"
+    assert nodes["/controller"]["remaps"]["guidance"] == "thinker/guidance"
+    assert nodes["/thinker"]["remaps"]["~/instruction"] == "instruction"
+
+
+def test_control_of_a_real_robot_has_its_topics_and_no_simulator(tmp_path, monkeypatch):
+    nodes = started(
+        "control.launch.py", tmp_path, monkeypatch,
+        simulator="false", thinker="false", namespace="robot1", image_transport="raw", mode="both", imagination="/m",
+        policy="/p", image_topic="/head/image", camera_pose_topic="/head/pose", twist_topic="/arm/twist", device="cuda",
+    )  # fmt: skip
+    assert set(nodes) == {"/robot1/controller"}
+    own = {parameter.name: parameter for parameter in CONTROLLER}
+    found = nodes["/robot1/controller"]["parameters"]
+    assert found == {"model": "/m", "policy": "/p", "mode": "both", "device": "cuda", "image_transport": "raw"}
+    assert all(own[name].refusal(value) is None for name, value in found.items())
+    remaps = nodes["/robot1/controller"]["remaps"]
+    assert remaps["image"] == "/head/image" and remaps["camera_info"] == "/head/camera_info"
+    assert remaps["camera_pose"] == "/head/pose" and remaps["command/twist"] == "/arm/twist"
+
+
+def test_control_on_simulated_time_has_a_clock(tmp_path, monkeypatch):
+    nodes = started(
+        "control.launch.py", tmp_path, monkeypatch, use_sim_time="true", kind="pick_place_lamp", seed="7",
+        real_time_factor="0.5",
+    )  # fmt: skip
+    simulator = nodes["/simulator"]["parameters"]
+    assert simulator == {"publish_clock": True, "kind": "pick_place_lamp", "seed": 7, "real_time_factor": 0.5}
+    assert isinstance(simulator["real_time_factor"], float)
+    assert nodes["/controller"]["parameters"]["use_sim_time"] is nodes["/thinker"]["parameters"]["use_sim_time"] is True

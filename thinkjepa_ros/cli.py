@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .commands.bench import bench
+from .commands.demo_control import demo_control
 from .commands.evaluate import evaluate
 from .commands.from_bag import from_bag
 from .commands.think import think
@@ -27,6 +28,7 @@ for name, part in (("data", data), ("train", train), ("evaluate", evaluate), ("b
     app.add_typer(part, name=name)
 
 app.command("import")(import_)
+app.command("demo-control")(demo_control)
 app.command("think")(think)
 data.command("from-bag")(from_bag)
 

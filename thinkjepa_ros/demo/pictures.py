@@ -10,6 +10,7 @@ import numpy as np
 
 from thinkjepa_ros.demo.thought import beginning_ns, main_thought
 from thinkjepa_ros.evaluation.draw import assumed_camera, draw_forecast
+from thinkjepa_ros.evaluation.film import Film, FilmError
 from thinkjepa_ros.evaluation.runs import Run
 from thinkjepa_ros.evaluation.score import Joined
 from thinkjepa_ros.values import Camera
@@ -22,7 +23,6 @@ SHEET = 6
 #: What is computed for a few images of the film first is spread evenly over it.
 SAMPLED = 4
 _GAP = 8
-_MP4V = int.from_bytes(b"mp4v", "little")  # MPEG-4 part 2: needs no encoder beyond those in OpenCV
 
 
 class Album:
@@ -170,22 +170,17 @@ class Album:
             return "too few frames for a film"
         stamps = self._run.picture_ns[[picture for _, picture in moments]]
         rate = float(np.clip(1e9 / np.median(np.diff(stamps)), 1.0, 60.0))
-        writer: cv2.VideoWriter | None = None
+        film = Film(path, rate)
         try:
             for forecast, picture in moments:
                 frame = self.frame(forecast, picture)
-                if frame is None:
-                    continue
-                if writer is None:
-                    size = (frame.shape[1], frame.shape[0])
-                    writer = cv2.VideoWriter(str(path), _MP4V, rate, size)
-                    if not writer.isOpened():
-                        return "this build of OpenCV can not write mp4 files"
-                if (frame.shape[1], frame.shape[0]) == size:
-                    writer.write(np.ascontiguousarray(frame[..., ::-1]))
+                if frame is not None:
+                    film.add(frame)
+            film.close()
+        except FilmError as error:
+            return str(error)
         except cv2.error as error:
             return f"the film could not be written: {error}"
         finally:
-            if writer is not None:
-                writer.release()
-        return "" if path.is_file() and path.stat().st_size > 0 else "the film could not be written"
+            film.discard()
+        return ""

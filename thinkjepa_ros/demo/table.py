@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -23,12 +23,20 @@ _COLOURS = {"running": "green", "error": "bold red", "a model": "bold red", "no 
 class LiveView:
     """Shows what the evaluator tells, one picture a second. Use as a context manager.
 
-    title: what is being played. console: where to; a terminal gets a table that stays in place. `update` and `event`
+    title: what is being played. console: where to; a terminal gets a table that stays in place. drawn(told, title,
+    events), said(told): what is shown on a terminal and elsewhere; default: `render` and `line`. `update` and `event`
     may be called from any thread.
     """
 
-    def __init__(self, title: str, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        title: str,
+        console: Console | None = None,
+        drawn: Callable[[dict[str, Any], str, list[str]], RenderableType] | None = None,
+        said: Callable[[dict[str, Any]], str] | None = None,
+    ) -> None:
         self._console = console or Console()
+        self._drawn, self._said = drawn or render, said or line
         self._title = title
         self._told: dict[str, Any] = {}
         self._events: deque[str] = deque(maxlen=4)
@@ -41,24 +49,24 @@ class LiveView:
         with self._lock:
             self._told = told
             if self._live is not None:
-                self._live.update(render(told, self._title, list(self._events)), refresh=True)
+                self._live.update(self._drawn(told, self._title, list(self._events)), refresh=True)
             elif time.monotonic() - self._last_line >= PLAIN_PERIOD_S:
                 self._last_line = time.monotonic()
-                self._console.print(line(told), markup=False, highlight=False, soft_wrap=True)
+                self._console.print(self._said(told), markup=False, highlight=False, soft_wrap=True)
 
     def event(self, words: str) -> None:
         """Something happened: it stays in view for a while."""
         with self._lock:
             self._events.append(words)
             if self._live is not None:
-                self._live.update(render(self._told, self._title, list(self._events)), refresh=True)
+                self._live.update(self._drawn(self._told, self._title, list(self._events)), refresh=True)
             else:
                 self._console.print(words, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> LiveView:
         if self._live is not None:
             self._live.start()
-            self._live.update(render({}, self._title, []), refresh=True)
+            self._live.update(self._drawn({}, self._title, []), refresh=True)
         else:
             self._console.print(self._title, markup=False, highlight=False, soft_wrap=True)
         return self

@@ -81,7 +81,7 @@ def draw_forecast(
     camera: intrinsics of this image (lens distortion is not drawn); for other image sizes they are scaled.
     truth, baseline: [T, J, 3] in metres in the forecast's frame, NaN where unknown. text: a caption, e.g. the thought.
     """
-    canvas = _Canvas(np.array(rgb[..., :3], np.uint8, order="C"), camera)
+    canvas = Canvas(np.array(rgb[..., :3], np.uint8, order="C"), camera)
     joints, pairs = path_joints(forecast.joint_names), bones(forecast.joint_names)
     if baseline is not None:
         canvas.paths(_with_present(forecast.present, baseline)[:, joints], BASELINE, canvas.line * 0.55)
@@ -104,7 +104,7 @@ def draw_forecast(
     return canvas.rgb
 
 
-def _caption(text: str, canvas: _Canvas) -> list[str]:
+def _caption(text: str, canvas: Canvas) -> list[str]:
     """The text in at most two lines, one on a small image; what is too long ends in dots."""
     allowed = 2 if canvas.width >= 480 else 1
     lines = _wrap(text, canvas.font, canvas.width - 2 * canvas.margin - canvas.font)
@@ -137,7 +137,7 @@ def _with_present(present: np.ndarray, path: np.ndarray, start: bool = True) -> 
     return np.concatenate([first, path])
 
 
-class _Canvas:
+class Canvas:
     """An image being drawn on; all sizes follow its width."""
 
     def __init__(self, rgb: np.ndarray, camera: Camera) -> None:
@@ -246,6 +246,19 @@ class _Canvas:
         _line(self.rgb, (left + radius, middle), (max(left + radius, right - radius), middle), colour, tall)
         self._write(words, left + pad, top + (tall - round(size * 1.35)) // 2, SHADE if colour != ALARM else NOW)
         return top + tall + self.margin // 2
+
+    def banner(self, words: str, colour: tuple[int, int, int]) -> None:
+        """Words across the upper part, as large as they fit."""
+        size = 3 * self.font
+        while (mask := _text(words, size)).shape[1] > self.width - 4 * self.margin and size > self.font:
+            size -= 2
+        tall, wide = mask.shape
+        top, left = round(0.3 * self.height), (self.width - wide) // 2
+        band = self.rgb[top - self.margin // 2 : top + tall + self.margin // 2]
+        band[:] = (band * 0.45 + np.array(SHADE) * 0.55).astype(np.uint8)
+        part = self.rgb[top : top + tall, left : left + wide]
+        ink = mask[: part.shape[0], : part.shape[1], None].astype(np.float32) / 255
+        part[:] = (part * (1 - ink) + np.array(colour, np.float32) * ink).astype(np.uint8)
 
     def _write(self, words: str, x: int, y: int, colour: tuple[int, int, int]) -> int:
         """Write at the upper left corner (x, y), cut off at the image's edge; returns the width."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from ..film import Film, FilmError
 from . import scenes
 from .metrics import times_s
 from .replay import Replay
@@ -18,7 +18,6 @@ from .scenes import NS, Frames
 WIDTH = 640
 #: A longer time without a forecast is cut to this, in seconds.
 MOST_REST_S = 1.0
-_MP4V = int.from_bytes(b"mp4v", "little")  # MPEG-4 part 2: needs no encoder beyond those in OpenCV
 _BAND = 44  # height of the band below the picture
 _PAST_S = 8.0  # how much of the surprise the band shows
 _INK, _SOFT, _BACK, _SURPRISE, _EVENT = (235, 238, 244), (150, 158, 172), (22, 25, 31), (87, 201, 195), (96, 48, 44)
@@ -31,35 +30,17 @@ def write(replay: Replay, pictures: Frames, path: Path, advance: Callable[[int],
     """
     if trouble := scenes.obstacle(replay):
         return trouble
-    part = path.with_name(f".{path.stem}.part{path.suffix}")  # OpenCV knows the format by the ending
-    writer: cv2.VideoWriter | None = None
-    written = 0
+    film = Film(path, rate := frame_rate(replay))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for frame, times in _film(replay, pictures, rate := frame_rate(replay), advance):
-            if writer is None:
-                size = (frame.shape[1], frame.shape[0])
-                writer = cv2.VideoWriter(str(part), _MP4V, rate, size)
-                if not writer.isOpened():
-                    return "this build of OpenCV can not write mp4 files"
-            if (frame.shape[1], frame.shape[0]) != size:  # recordings of several cameras: a film has one size
-                frame = np.asarray(cv2.resize(frame, size), np.uint8)
-            for _ in range(times):
-                writer.write(np.ascontiguousarray(frame[..., ::-1]))
-            written += times
-        if writer is None:
+        for frame, times in _film(replay, pictures, rate, advance):
+            film.add(frame, times)  # recordings of several cameras are scaled: a film has one size
+        if not film.frames:
             return "no frame could be read from the recordings"
-        writer.release()
-        if not _reads_back(part, written):
-            return "the film could not be read back; is the disk full?"
-        part.replace(path)
-    except (cv2.error, OSError) as error:
-        return f"the film could not be written: {error}"
+        film.close()
+    except (FilmError, cv2.error, OSError) as error:
+        return str(error) if isinstance(error, FilmError) else f"the film could not be written: {error}"
     finally:
-        if writer is not None:
-            writer.release()
-        with suppress(OSError):
-            part.unlink()
+        film.discard()
     return ""
 
 
@@ -138,12 +119,3 @@ def _band(band: np.ndarray, replay: Replay, index: int, since: np.ndarray, top: 
 def _write(image: np.ndarray, words: str, at: tuple[int, int], colour: tuple[int, int, int]) -> None:
     plain = words.encode("ascii", "replace").decode()
     cv2.putText(image, plain, at, cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)
-
-
-def _reads_back(path: Path, frames: int) -> bool:
-    """Whether the file holds as many frames as were written, by its index, and the first one can be decoded."""
-    reader = cv2.VideoCapture(str(path))
-    try:
-        return reader.isOpened() and int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) == frames and reader.read()[0]
-    finally:
-        reader.release()
