@@ -14,12 +14,14 @@ from thinkjepa_ros.commands.options import MINI, shipped
 runner = CliRunner()
 
 COMMANDS = [
-    ["demo"], ["import"], ["think"], ["data", "sim"], ["data", "bag"], ["data", "from-bag"], ["data", "sheet"],
+    ["demo"], ["demo-control"], ["import"], ["think"],
+    ["data", "sim"], ["data", "bag"], ["data", "from-bag"], ["data", "sheet"],
     ["data", "rollouts"],
     ["train", "all"], ["train", "encoder"], ["train", "thinker"], ["train", "cache"], ["train", "forecast"],
     ["train", "subgoal"], ["train", "table"], ["train", "pretrain"], ["train", "untrained"], ["train", "fine-tune"],
+    ["train", "world"], ["train", "policy"], ["train", "score"], ["evaluate", "world"],
     ["evaluate", "cue-reach"], ["evaluate", "encoder"], ["evaluate", "thinker"], ["evaluate", "forecast"],
-    ["evaluate", "calibrate"], ["evaluate", "bag"], ["evaluate", "compare"],
+    ["evaluate", "calibrate"], ["evaluate", "bag"], ["evaluate", "compare"], ["evaluate", "control"],
     ["bench", "transport"], ["bench", "graph"], ["bench", "jepa"], ["bench", "thinker"],
     ["bench", "plan"],
 ]  # fmt: skip

@@ -9,13 +9,17 @@ import typer
 
 from .evaluate_bag import evaluate_bag
 from .evaluate_compare import evaluate_compare
+from .evaluate_control import evaluate_control
 from .evaluate_cue_reach import evaluate_cue_reach
+from .evaluate_world import evaluate_world
 from .options import MINI, Model, ThinkerPath, shipped
 
 evaluate = typer.Typer(help="Find out what a model is worth, beside baselines.", no_args_is_help=True)
 evaluate.command("bag")(evaluate_bag)
 evaluate.command("compare")(evaluate_compare)
+evaluate.command("control")(evaluate_control)
 evaluate.command("cue-reach")(evaluate_cue_reach)
+evaluate.command("world")(evaluate_world)
 
 
 @evaluate.command("forecast")

@@ -13,7 +13,10 @@ from .train_all import train_all
 from .train_cache import train_cache
 from .train_encoder import train_encoder
 from .train_fine_tune import train_fine_tune
+from .train_policy import train_policy
+from .train_score import train_score
 from .train_table import train_table
+from .train_world import train_world
 
 train = typer.Typer(
     help="Train the parts. Every stage resumes after Ctrl-C or a kill: give the same command again.",
@@ -24,6 +27,9 @@ train.command("encoder")(train_encoder)
 train.command("cache")(train_cache)
 train.command("fine-tune")(train_fine_tune)
 train.command("table")(train_table)
+train.command("world")(train_world)
+train.command("policy")(train_policy)
+train.command("score")(train_score)
 
 
 @train.command("thinker")

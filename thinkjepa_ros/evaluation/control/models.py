@@ -1,0 +1,131 @@
+"""The checkpoints of the control table: which there are, whether they are trained, and one loaded copy per process."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ... import checkpoints
+from ...checkpoints import WEIGHTS, CheckpointError, sha256_of
+from ...control import imagination
+from ...control import policy as policies
+from ...control.imagination import Imagination
+from ...control.policy import Policy
+from ...data.sim.tasks import ACTION_S
+from ...thinker import folder as thinker_folder
+from ...thinker import subgoal
+from ...thinker.qwen import Thinker
+from .rows import Need, Row
+
+KINDS: dict[Need, str] = {
+    "imagination": imagination.KIND, "patches": imagination.KIND, "policy": policies.KIND, "subgoal": subgoal.KIND,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Known:
+    """A checkpoint, not loaded. sha256: of its weights."""
+
+    folder: Path
+    model_id: str
+    trained: bool
+    sha256: str
+    training: str = ""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Folders of checkpoints; None: there is none. untrained: take those that say they are untrained, too."""
+
+    imagination: Path | None = None
+    patches: Path | None = None
+    policy: Path | None = None
+    thinker: Path | None = None
+    subgoal: Path | None = None
+    untrained: bool = False
+
+    def known(self) -> dict[Need, Known]:
+        """What is there. Raises CheckpointError or ThinkerError for a folder that cannot be used, CheckpointError for
+        untrained weights.
+        """
+        found: dict[Need, Known] = {}
+        for need, kind in KINDS.items():
+            folder: Path | None = getattr(self, need)
+            if folder is not None:
+                m = checkpoints.read_manifest(folder, kind)
+                about = f"{m.training.get('steps', '?')} steps, {m.training.get('episodes', '?')} episodes"
+                found[need] = Known(folder, m.model_id, m.trained, m.sha256.get(WEIGHTS, ""), about)
+        if self.thinker is not None:
+            mind = thinker_folder.find(self.thinker)
+            sums = "".join(sha256_of(path) for path in mind.weight_files)
+            found["thinker"] = Known(self.thinker, mind.name, mind.trained, sums)
+        for need, one in found.items():
+            if not one.trained and not self.untrained:
+                raise CheckpointError(
+                    f"{one.folder}: these weights of --{need} say that they are untrained, and figures of theirs would "
+                    "mean nothing; train them, or say --untrained, and every row that uses them is called so."
+                )
+        if "subgoal" in found and "imagination" in found:
+            wanted = subgoal.load(found["subgoal"].folder)[0].config.space
+            if wanted != found["imagination"].model_id:
+                raise CheckpointError(
+                    f"{found['subgoal'].folder}: its sub-goals live in the latents of {wanted!r}, the imagination is "
+                    f"{found['imagination'].model_id!r}; train a head for it (`thinkjepa train subgoal`)."
+                )
+        return found
+
+
+def missing(row: Row, known: dict[Need, Known]) -> list[Need]:
+    """What a row needs and is not there."""
+    return [need for need in row.needs if need not in known]
+
+
+class Models:
+    """What a process has loaded. Nothing is loaded before it is asked for."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    @functools.cached_property
+    def imagination(self) -> Imagination:
+        return _imagination(self._sources.imagination)
+
+    @functools.cached_property
+    def model_id(self) -> str:
+        """Of the imagination: whose latents sub-goals are."""
+        assert self._sources.imagination is not None
+        return checkpoints.read_manifest(self._sources.imagination, imagination.KIND).model_id
+
+    @functools.cached_property
+    def patches(self) -> Imagination:
+        return _imagination(self._sources.patches)
+
+    @functools.cached_property
+    def policy(self) -> Policy:
+        assert self._sources.policy is not None
+        net = policies.load_policy(self._sources.policy)[0]
+        _check_period(self._sources.policy, net.config.action_s)
+        return net
+
+    @functools.cached_property
+    def thinker(self) -> Thinker:
+        assert self._sources.thinker is not None
+        return Thinker.load(self._sources.thinker, dtype=torch.float32, subgoal=self._sources.subgoal)
+
+
+def _imagination(folder: Path | None) -> Imagination:
+    assert folder is not None
+    net = imagination.load_imagination(folder)[0]
+    _check_period(folder, net.config.action_s)
+    return net
+
+
+def _check_period(folder: Path, action_s: float) -> None:
+    if abs(action_s / ACTION_S - 1) > 1e-6:
+        raise CheckpointError(
+            f"{folder}: made for actions of {action_s:g} s, those of the workcell last {ACTION_S:g} s; train it on "
+            "episodes of `thinkjepa data rollouts`."
+        )

@@ -1,0 +1,149 @@
+"""The rows of the control table: who acts, what it is told, and how much it may imagine. See docs/control_protocol.md.
+
+planner: shuffled pictures @32x2
+who      what it is told   samples x rounds, where not the usual
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from ...control.search import METHODS, SearchConfig
+from ...data.sim.tasks import STEP_LIMIT
+
+Actor = Literal["hold", "random", "expert", "policy", "planner", "policy + planner"]
+Goal = Literal["nothing", "words", "pictures", "thinker"]
+#: What a row needs a checkpoint of, and the option that names it.
+Need = Literal["imagination", "patches", "policy", "thinker", "subgoal"]
+
+_LOW, _HIGH = (-STEP_LIMIT,) * 3 + (0.0,), (STEP_LIMIT,) * 3 + (1.0,)
+
+
+@dataclass(frozen=True)
+class Row:
+    """cem: the settings of V-JEPA 2-AC in place of ours. patches: in the world model of patch tokens. shuffled: told
+    what belongs to another task. samples, rounds, horizon: of a plan.
+    """
+
+    name: str
+    actor: Actor
+    goal: Goal = "nothing"
+    shuffled: bool = False
+    method: Literal["icem", "mppi", "cem"] = "icem"
+    patches: bool = False
+    samples: int = 64
+    rounds: int = 3
+    horizon: int = 4
+
+    def __post_init__(self) -> None:
+        assert self.method in METHODS
+
+    @property
+    def plans(self) -> bool:
+        return self.actor in ("planner", "policy + planner")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Checkpoints without which it cannot be run."""
+        found: list[Need] = []
+        if self.plans or self.actor == "policy":  # the controller has one in every mode
+            found.append("patches" if self.patches else "imagination")
+        if "policy" in self.actor:
+            found.append("policy")
+        if self.goal == "thinker":
+            found += ["thinker", "subgoal"] if self.plans else ["thinker"]
+        return tuple(found)
+
+    def fits(self, kind: str) -> bool:
+        """Whether it makes sense for tasks of this kind: policies and thinkers are told words, a reach is a picture."""
+        return kind != "reach" or (self.goal in ("nothing", "pictures") and "policy" not in self.actor)
+
+    @property
+    def family(self) -> str:
+        """Its name without its budget."""
+        return self.name.partition(" @")[0]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells it from another row, for hashes and reports."""
+        return asdict(self)
+
+    def search(self, seed: int) -> SearchConfig:
+        """Of the CEM as V-JEPA 2-AC has it; that of the others is `control.options`."""
+        return SearchConfig(
+            _LOW, _HIGH, (STEP_LIMIT,) * 3 + (1.0,), (False, False, False, True), self.horizon, "cem", self.samples,
+            self.rounds, min(10, self.samples // 2), momentum_mean=(0.15,) * 4, momentum_std=(0.15,) * 4, seed=seed,
+        )  # fmt: skip
+
+    @property
+    def proposals(self) -> int:
+        """Of the policy, that are among the samples of the first round."""
+        return max(1, self.samples // 4) if self.actor == "policy + planner" else 0
+
+
+#: A tenth of the 800 samples of V-JEPA 2-AC on the robot (arXiv 2506.09985, section 4).
+CEM_SAMPLES, CEM_ROUNDS = 80, 10
+
+
+def table(horizon: int = 4) -> list[Row]:
+    """All rows, at their usual budgets."""
+    cem: dict[str, Any] = {"method": "cem", "samples": CEM_SAMPLES, "rounds": CEM_ROUNDS, "horizon": 1}
+    rows = [
+        Row("hold", "hold"),
+        Row("random", "random"),
+        Row("expert", "expert"),
+        Row("cem: pictures", "planner", "pictures", **cem),
+        Row("cem, patch tokens: pictures", "planner", "pictures", patches=True, **cem),
+        Row("planner: pictures", "planner", "pictures"),
+        Row("planner: shuffled pictures", "planner", "pictures", shuffled=True),
+        Row("planner, mppi: pictures", "planner", "pictures", method="mppi"),
+        Row("planner: thinker", "planner", "thinker"),
+        Row("planner: shuffled thinker", "planner", "thinker", shuffled=True),
+        Row("policy: words", "policy", "words"),
+        Row("policy: shuffled words", "policy", "words", shuffled=True),
+        Row("policy: thinker", "policy", "thinker"),
+        Row("policy: shuffled thinker", "policy", "thinker", shuffled=True),
+        Row("policy + planner: pictures", "policy + planner", "pictures"),
+        Row("policy + planner: shuffled pictures", "policy + planner", "pictures", shuffled=True),
+        Row("policy + planner: thinker", "policy + planner", "thinker"),
+        Row("policy + planner: shuffled thinker", "policy + planner", "thinker", shuffled=True),
+    ]
+    return [replace(row, horizon=horizon) if row.plans and row.method != "cem" else row for row in rows]
+
+
+def choose(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
+    """Those whose name fits one of the patterns (such as "planner: *"), in the order of the table. Raises ValueError
+    naming a pattern that fits none.
+    """
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(row.name, pattern) for row in rows):
+            known = "; ".join(row.name for row in rows)
+            raise ValueError(f"no row is called {pattern!r}; there are: {known}")
+    return [row for row in rows if any(fnmatch.fnmatchcase(row.name, p) for p in patterns)]
+
+
+def budgets_of(words: str) -> list[tuple[int, int]]:
+    """ "32x2 64x3" -> samples and rounds. Raises ValueError."""
+    found = []
+    for word in words.replace(",", " ").split():
+        parts = word.lower().split("x")
+        if len(parts) != 2 or not all(p.isdecimal() for p in parts) or int(parts[0]) < 8 or int(parts[1]) < 1:
+            raise ValueError(f"{word!r} is no budget; write samples x rounds, such as 32x2 (8 samples or more)")
+        found.append((int(parts[0]), int(parts[1])))
+    return found
+
+
+def with_budgets(rows: Sequence[Row], budgets: Sequence[tuple[int, int]]) -> list[Row]:
+    """The rows, and behind every one that plans, and is told what belongs to its task, the same at other budgets."""
+    out: list[Row] = []
+    for row in rows:
+        out.append(row)
+        if row.plans and not row.shuffled:
+            for samples, rounds in budgets:
+                if (samples, rounds) != (row.samples, row.rounds):
+                    name = f"{row.name} @{samples}x{rounds}"
+                    out.append(replace(row, name=name, samples=samples, rounds=rounds))
+    return out
