@@ -49,7 +49,8 @@ def repeat(source: Path, out: Path, minutes: float) -> None:
 
 def _family(pid: int) -> list[int]:
     """A process and all that it has started."""
-    found, parents = [pid], {}
+    found: list[int] = [pid]
+    parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
@@ -63,18 +64,18 @@ def _family(pid: int) -> list[int]:
 
 
 def _memory_mb(pid: int) -> tuple[float, float]:
-    """Anonymous memory and pages of files of a family of processes, in MB."""
-    sums = {"RssAnon": 0, "RssFile": 0, "RssShmem": 0}
+    """Anonymous memory and pages of files of a family of processes, in MB. What several share counts once."""
+    sums = {"Pss_Anon": 0, "Pss_File": 0, "Pss_Shmem": 0}
     for one in _family(pid):
         try:
-            lines = Path(f"/proc/{one}/status").read_text().splitlines()
+            lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
         for line in lines:
             name, _, value = line.partition(":")
             if name in sums:
                 sums[name] += int(value.split()[0])
-    return (sums["RssAnon"] + sums["RssShmem"]) / 1024, sums["RssFile"] / 1024
+    return (sums["Pss_Anon"] + sums["Pss_Shmem"]) / 1024, sums["Pss_File"] / 1024
 
 
 def main(
