@@ -145,9 +145,11 @@ def test_a_forecast_is_shown_with_the_thought_that_guides_it(folder: Path) -> No
     assert said == [""] * 5 + ["a b"] * 7 + ["(no words)"] * (IMAGES - 12)
 
 
-def test_chosen_moments_are_where_the_hands_have_a_way_to_go(folder: Path) -> None:
+def test_chosen_moments_are_where_the_hands_have_a_way_to_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     value = replay(folder)
     far = scenes.ways(value)
+    monkeypatch.setattr(scenes, "_BLOCK", 5)
+    assert np.array_equal(far, scenes.ways(value), equal_nan=True), "an hour is looked at in blocks"
     chosen = scenes.choose(value, 4)
     assert len(chosen) == 4 and chosen == sorted(chosen)
     assert np.isfinite(far[chosen]).all()

@@ -256,7 +256,7 @@ def _strip(replay: Replay, chosen: Sequence[int], drawn: Mapping[int, np.ndarray
     if trouble:
         return section(title, tag("p", f"No pictures: {trouble}."))
     entries = [("now", "now"), (f"predicted, {replay.step_s * replay.truth.shape[1]:.1f} s ahead", "predicted")]
-    entries += [("true", "true")] if np.isfinite(replay.truth).any() else []
+    entries += [("true", "true")] if np.isfinite(replay.truth[:, :1]).any() else []
     entries += (
         [("without any thought", "baseline")] if replay.guided is not None and replay.unguided is not None else []
     )

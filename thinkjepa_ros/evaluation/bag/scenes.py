@@ -17,6 +17,8 @@ from .replay import Replay
 #: read are missing. See footage.py.
 Frames = Callable[[list[tuple[int, int]]], Iterator[tuple[int, int, np.ndarray]]]
 NS = 1_000_000_000
+#: Forecasts that are looked at together.
+_BLOCK = 256
 
 
 def camera_of(replay: Replay, bag: int = 0) -> Camera | None:
@@ -125,12 +127,14 @@ def label(replay: Replay, index: int) -> str:
 
 def ways(replay: Replay) -> np.ndarray:
     """How far the joints really move within the horizon, metres [N]; NaN where the truth is not known to its end."""
-    with np.errstate(invalid="ignore"):
-        distance = np.linalg.norm(replay.truth - replay.truth_present[:, None], axis=-1)
-    whole = np.isfinite(distance[:, -1]).any(-1)
-    known = np.isfinite(distance)
-    mean = np.where(known, distance, 0.0).sum(-1) / np.maximum(known.sum(-1), 1)
-    return np.where(whole, mean.max(1, initial=0.0), np.nan)
+    out = np.full(len(replay), np.nan)
+    for first in range(0, len(replay), _BLOCK):  # an hour at once would take a gigabyte
+        part = slice(first, first + _BLOCK)
+        distance = np.linalg.norm(replay.truth[part] - replay.truth_present[part, None], axis=-1)
+        known = np.isfinite(distance)
+        mean = np.where(known, distance, 0.0).sum(-1) / np.maximum(known.sum(-1), 1)
+        out[part] = np.where(known[:, -1].any(-1), mean.max(1, initial=0.0), np.nan)
+    return out
 
 
 def choose(replay: Replay, count: int) -> list[int]:
