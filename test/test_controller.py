@@ -30,13 +30,13 @@ QUICK = Options(samples=16, iterations=2, horizon=3)
 GOAL = world_kit.picture(np.array([0.2, 0.5, 0.1]), 0.0, CUBE, POSE)
 
 
-def small_policy(horizon: int = 4, seed: int = 5, **changes: Any) -> Policy:
+def small_policy(horizon: int = 4, seed: int = 5, std: float = 0.2, **changes: Any) -> Policy:
     net = small_net()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config = PolicyConfig(
             net.config.encoder, net.config.camera, horizon=horizon, width=32, heads=2, reader_depth=1, depth=1,
-            action_std=(0.2, 0.2, 0.2, 1.0), **changes,
+            action_std=(std, std, std, 1.0), **changes,
         )  # fmt: skip
         policy = Policy(config)
         with torch.no_grad():
@@ -195,7 +195,7 @@ def test_a_search_that_is_cancelled_or_out_of_time_takes_the_best_so_far() -> No
 
 
 def test_a_policy_acts_alone_or_proposes() -> None:
-    alone = make(dataclasses.replace(QUICK, mode="policy"), small_policy())
+    alone = make(dataclasses.replace(QUICK, mode="policy"), small_policy(std=0.005))
     plan = alone.plan(look(alone), STATE, POSE).plan
     assert plan is not None and plan.source == "policy" and plan.actions.shape == (4, 4)
     assert np.isnan(plan.energy) and np.abs(plan.actions[:, :3]).max() <= MAX_STEP_M + 1e-7
