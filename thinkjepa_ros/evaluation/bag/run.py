@@ -192,7 +192,8 @@ def _forecast(
 ) -> None:  # fmt: skip
     """All forecasts. done, failed: what came of each recording, and sentences for those that failed."""
     count = sum(map(len, origins))
-    size = max(count, 1) if workers == 1 else min(max(PART[0], -(-count // workers)), PART[1])
+    turns = -(-count // (workers * PART[1]))  # all processes have as many parts, and end together
+    size = max(1, count if workers == 1 else -(-count // (workers * turns)))
     firsts = np.cumsum([0, *map(len, origins)]).tolist()
     reach_ns = runner.forecaster.reach_ns
     parts = [
