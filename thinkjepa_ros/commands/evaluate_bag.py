@@ -137,7 +137,7 @@ def evaluate_bag(
         from ..evaluation.bag.origins import Rhythm
 
         count = workers or max(1, processes.processors() // threads)
-        if count > 1:
+        if count > 1 and device == "cpu":
             processes.prepare()
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)

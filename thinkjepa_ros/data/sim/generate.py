@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from thinkjepa_ros.data.episode import SUFFIX, Episode, EpisodeError
 from thinkjepa_ros.data.sim.script import SCENE_VERSION, SIM_SPLITS, mixed_split
+from thinkjepa_ros.data.workers import guard_worker
 
 _MANIFEST = "dataset.json"
 
@@ -41,19 +39,6 @@ def parse_size(size: str) -> tuple[int, int]:
 def episode_path(folder: Path, split: str, seed: int) -> Path:
     """Where the episode of (split, seed) lies; `split` may be "mixed"."""
     return folder / f"{mixed_split(seed) if split == 'mixed' else split}_{seed:07d}{SUFFIX}"
-
-
-def _guard_worker() -> None:
-    """Leave Ctrl-C to the parent, and never outlive it: a killed parent cannot tell its workers to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(path: str, split: str, seed: int, width: int, height: int, rate_hz: float) -> int:
@@ -182,7 +167,7 @@ def fill(
 def _run(work: Callable[..., int], jobs: list[tuple[Any, ...]], workers: int, advance: Callable[[int], None]) -> None:
     """Run the jobs in processes; the first failure ends the run with an EpisodeError that names the seed."""
     queue = iter(jobs)
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_guard_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=guard_worker)
     running: dict[Future[int], tuple[Any, ...]] = {}
     try:
         while True:

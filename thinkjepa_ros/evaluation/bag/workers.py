@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from thinkjepa_ros.data.recording import RecordingError
+from thinkjepa_ros.data.workers import guard_worker
 
 from .ground import Ground
 from .offline import Done, Offline
@@ -147,15 +145,7 @@ _MINE: dict[str, Any] = {}
 
 def _begin(job: _Job) -> None:
     """In a new process: Ctrl-C is the parent's, which asks to stop; a parent that is gone cannot."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    guard_worker()
     import cv2
     import torch
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from thinkjepa_ros.data.workers import guard_worker
 
 from . import films, lockstep
 from .journal import Key, Line
@@ -78,15 +76,7 @@ def run(jobs: Sequence[Job], sources: Sources, setting: Setting, workers: int, t
 def _begin(sources: Sources, threads: int) -> None:
     """In a new process: leave Ctrl-C to the parent and never outlive it."""
     global _models
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    guard_worker()
     torch.set_num_threads(threads)
     _models = Models(sources)
 
