@@ -179,10 +179,11 @@ class Player(Node):
         """Wait, with /clock ticking; in lock step the clock follows the messages, so that a replay repeats exactly."""
         tick_s = 1.0 / self.get("clock_rate_hz")
         while not self._stop.is_set():
-            remaining = due_s - time.monotonic()
+            now_s = time.monotonic()  # read once: never past due_s, or the message's own tick would lie behind this one
+            remaining = due_s - now_s
             if self._clock_out is not None:
                 running = self._answers is None and remaining > 0
-                now_ns = schedule.stamp_now(time.monotonic() if running else due_s)
+                now_ns = schedule.stamp_now(now_s if running else due_s)
                 clock = Clock()
                 clock.clock.sec, clock.clock.nanosec = divmod(now_ns, NS)
                 self._clock_out.publish(clock)
