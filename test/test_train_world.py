@@ -25,9 +25,10 @@ from thinkjepa_ros.train.clips import load_folder
 from thinkjepa_ros.train.objectives import CollapseGauge, random_directions
 from thinkjepa_ros.train.run import Run
 from thinkjepa_ros.train.world import Collapsed, train_world
-from thinkjepa_ros.train.world_data import Origin, Track, draw, moment
+from thinkjepa_ros.train.world_data import THINGS, Origin, Track, draw, moment
 from thinkjepa_ros.train.world_guidance import Thoughts, drop
 from thinkjepa_ros.train.world_objective import Learner, Recipe, recipe_of
+from thinkjepa_ros.train.world_points import teach
 
 ENCODER = EncoderConfig(image_size=32, patch_size=8, width=24, depth=1, heads=2)
 RECIPE = Recipe()
@@ -36,7 +37,7 @@ EPISODES = [world_kit.episode(seed, 16) for seed in range(3)]
 
 def small(recipe: Recipe = RECIPE, episodes: list = EPISODES, **changes: int) -> tuple[Learner, list[Track]]:
     torch.manual_seed(3)
-    options: dict = {"latent": 12, "pooled": 2, "horizon": 4, "width": 24, "depth": 1, **changes}
+    options: dict = {"latent": 12, "pooled": 2, "horizon": 4, "width": 24, "depth": 1, "points": 3, **changes}
     config, tracks = world.configuration(episodes, dataclasses.replace(ENCODER), **options)
     return Learner(Imagination(config), recipe), tracks
 
@@ -59,7 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_moment_is_what_the_episode_says() -> None:
     track = small()[1][1]
-    context, state, before, known_before, actions, states, targets, known = moment(track, 5, 3, 4, np.array([0, 2]))
+    context, state, before, known_before, actions, states, targets, known, *_ = moment(track, 5, 3, 4, np.array([0, 2]))
     np.testing.assert_array_equal(context, track.images([3, 4, 5]))
     np.testing.assert_array_equal(targets, track.images([6, 8]))
     np.testing.assert_array_equal(state, track.states[5])
@@ -72,12 +73,22 @@ def test_a_moment_is_what_the_episode_says() -> None:
     np.testing.assert_allclose(there, track.episode.states[5][[0, 1, 2, 6]], atol=1e-5)
 
 
+def test_things_are_told_in_the_frame_of_the_camera_and_what_is_not_recorded_is_unknown() -> None:
+    track = small()[1][1]
+    e = track.episode
+    pose = e.camera_pose[5]
+    objects = {"tray_left": np.tile(pose[:3, 3] + pose[:3, 2] * 0.5, (len(track), 1)).astype(np.float32)}
+    places, known = dataclasses.replace(track, episode=dataclasses.replace(e, objects=objects)).things(5)
+    assert [name for name, there in zip(THINGS, known, strict=True) if there] == ["tray_left"]
+    np.testing.assert_allclose(places[THINGS.index("tray_left")], [0, 0, 0.5], atol=1e-5)  # straight ahead
+
+
 def test_before_the_beginning_the_first_frame_stands_and_beyond_the_end_nothing_counts() -> None:
     track = small()[1][0]
     context, _, _, known_before, *_ = moment(track, 0, 3, 4, np.array([0]))
     np.testing.assert_array_equal(context, track.images([0, 0, 0]))
     assert not known_before
-    *_, actions, _, _, known = moment(track, len(track) - 2, 2, 4, np.array([0, 1, 3]))
+    *_, actions, _, _, known, _, _ = moment(track, len(track) - 2, 2, 4, np.array([0, 1, 3]))
     assert known.tolist() == [True, False, False]
     assert (actions[1:, :3] == 0).all() and np.array_equal(actions[0], track.actions(len(track) - 2, np.array([-1]))[0])
     assert (actions[1:, 3] == actions[0, 3]).all()
@@ -185,6 +196,42 @@ def test_without_sigreg_prediction_alone_collapses_and_the_gauge_sees_it(tmp_pat
         run(tmp_path, recipe, steps=400, lr=1e-2, gauge=CollapseGauge(least_spread=0.05))
 
 
+def test_points_find_the_robot_and_begin_where_they_change_nothing(tmp_path: Path) -> None:
+    learner, tracks = small()
+    net = learner.net
+    pictures = torch.from_numpy(tracks[0].images(range(4)))
+    with torch.no_grad():
+        told = net.see(pictures)
+        assert torch.equal(told, net.project(net.encoder.frames(pictures)))
+    done = teach(tracks, net, tmp_path / "a", steps=150, seed=0, describe={}, quiet=True)
+    rows = [line.split(",") for line in (tmp_path / "a" / "log.csv").read_text().splitlines()]
+    off = [float(row[rows[0].index("gripper_m")]) for row in rows[1:]]
+    assert off[-1] < 0.8 * off[0] and done.step == 150
+    with torch.no_grad():
+        assert net.points is not None and 0.3 < (net.see(pictures) - told).std() < 30
+    again = small()[0].net
+    teach(tracks, again, tmp_path / "a", steps=150, seed=0, describe={}, quiet=True)  # done already: the same weights
+    assert again.points is not None
+    for name, tensor in net.points.state_dict().items():
+        assert torch.equal(tensor, again.points.state_dict()[name]), name
+    with pytest.raises(ValueError, match="no points"):
+        teach(tracks, small(points=0)[0].net, tmp_path / "b", steps=1, seed=0, describe={}, quiet=True)
+
+
+def test_an_encoder_that_shall_stay_stays(data: Path, tmp_path: Path) -> None:
+    options: dict = {"steps": 2, "batch_size": 4, "threads": 1, "latent": 12, "pooled": 2, "horizon": 4, "see_steps": 2}
+    sizes = {"image_size": 32, "encoder_depth": 1, "dtype": "float32"}
+    train_world(data, tmp_path / "one", run=tmp_path / "run", **options, **sizes)  # type: ignore[arg-type]
+    train_world(
+        data, tmp_path / "two", run=tmp_path / "run2", init=tmp_path / "one", encoder_rate=0.0, dtype="float32",
+        **options,
+    )  # fmt: skip
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    same = {name for name in one if torch.equal(one[name], two[name])}
+    assert all(name in same for name in one if name.startswith("encoder."))
+    assert not any(name in same for name in ("project.weight", "place.weight", "points.last.weight"))
+
+
 def test_it_learns_what_actions_do(tmp_path: Path) -> None:
     """After some steps the prediction beats "nothing changes" on the few pictures it was trained on."""
     run(tmp_path, steps=100, lr=3e-3)
@@ -234,7 +281,7 @@ def test_a_moment_gets_the_newest_thought_that_was_known_by_then(data: Path, tmp
     with pytest.raises(CacheError, match="is missing"):
         Thoughts.load(tmp_path / "nothing", episodes)
     out, guided = tmp_path / "out", {"thoughts": tmp_path / "cache", "run": tmp_path / "run", "threads": 1}
-    sizes = {"image_size": 32, "encoder_depth": 1, "latent": 12, "pooled": 2, "horizon": 4, "dtype": "float32"}
+    sizes = {"image_size": 32, "encoder_depth": 1, "latent": 12, "pooled": 2, "horizon": 4, "dtype": "float32", "points": 0}
     train_world(data, out, steps=2, batch_size=4, **guided, **sizes)  # type: ignore[arg-type]
     net, manifest = load_imagination(out)
     assert net.world.film is not None and manifest.training["thoughts"] == thoughts.made_by
@@ -245,7 +292,7 @@ def test_a_moment_gets_the_newest_thought_that_was_known_by_then(data: Path, tmp
 
 
 def test_the_stage_writes_a_checkpoint_that_loads_and_is_checked(data: Path, tmp_path: Path) -> None:
-    options: dict = {"run": tmp_path / "run", "steps": 3, "batch_size": 4, "threads": 1, "dtype": "float32"}
+    options: dict = {"run": tmp_path / "run", "steps": 3, "batch_size": 4, "threads": 1, "dtype": "float32", "see_steps": 2}
     out = tmp_path / "world"
     train_world(data, out, image_size=32, encoder_depth=1, latent=16, pooled=2, horizon=4, **options)
     net, manifest = load_imagination(out)

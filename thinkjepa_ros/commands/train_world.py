@@ -28,13 +28,19 @@ def train_world(
     pooled: Annotated[
         int, typer.Option(min=1, help="An imagined latent has so many tokens squared.")
     ] = defaults.WORLD_POOLED,
+    points: Annotated[
+        int, typer.Option(min=0, help="Points that the eye follows, beside the encoder; 0: the encoder alone.")
+    ] = defaults.WORLD_POINTS,
+    see_steps: Annotated[
+        int, typer.Option(min=0, help="Steps beforehand in which these points learn where robot and things are.")
+    ] = defaults.WORLD_SEE_STEPS,
     context: Annotated[int, typer.Option(min=1, help="Frames that the present is made of.")] = defaults.WORLD_CONTEXT,
     horizon: Annotated[int, typer.Option(min=2, help="Actions of the longest plan.")] = defaults.WORLD_HORIZON,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = defaults.WORLD_STEPS,
     batch_size: Annotated[int, typer.Option(min=2, help="Moments in a step.")] = defaults.WORLD_BATCH,
     lr: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = defaults.WORLD_LR,
     encoder_rate: Annotated[
-        float, typer.Option(min=0.0, help="Learning rate of the encoder, as a share of the others'.")
+        float, typer.Option(min=0.0, help="Learning rate of the encoder, as a share of the others'; 0: it stays.")
     ] = 1.0,
     target: Annotated[
         str, typer.Option(help="Targets are latents of the encoder itself (online) or of its moving average (moving).")
@@ -49,6 +55,9 @@ def train_world(
     inverse: Annotated[float | None, typer.Option(min=0.0, help="Weight of inverse dynamics.")] = None,
     place: Annotated[
         float | None, typer.Option(min=0.0, help="Weight of telling the robot's state from the latents.")
+    ] = None,
+    things: Annotated[
+        float | None, typer.Option(min=0.0, help="Weight of telling from the latents where cubes and trays are.")
     ] = None,
     targets: Annotated[
         int | None, typer.Option(min=1, help="Frames of the horizon that are looked at in each sample.")
@@ -74,6 +83,7 @@ def train_world(
         "rollout": rollout,
         "inverse": inverse,
         "place": place,
+        "things": things,
         "targets": targets,
     }
     weights |= {"sigreg_on": sigreg_on}
@@ -86,6 +96,8 @@ def train_world(
         encoder_depth=encoder_depth,
         latent=latent,
         pooled=pooled,
+        points=points,
+        see_steps=see_steps,
         context=context,
         horizon=horizon,
         recipe=recipe_of(target=target, **weights),

@@ -18,6 +18,8 @@ from ..values import Camera
 
 #: Pixels per cell of the fine map.
 STRIDE = 4
+#: Of a point: numbers that say what was found there, how sharply it looks at first, and about how far rays spread.
+_WHAT, _SHARP, _RAY = 4, 4.0, 0.3
 
 
 class Seen(NamedTuple):
@@ -80,3 +82,31 @@ class Look(nn.Module):
         found, where = weight @ v.transpose(1, 2), weight @ seen.rays.to(weight.dtype)
         both = torch.cat((found.transpose(1, 2).flatten(2), where.transpose(1, 2).flatten(2)), -1)
         return x + self.out(both), logits[:, 0]
+
+
+class Points(nn.Module):
+    """uint8 images [B, S, S, 3] -> where `count` learned things are in the picture, as one vector [B, width].
+
+    Every point is a soft argmax over the fine map (spatial softmax, arXiv 1504.00702), and what was found there. The
+    last layer begins at 0: added to something, it changes nothing before it is trained.
+    """
+
+    fine: Tensor
+
+    def __init__(self, camera: Camera, count: int, width: int, channels: int = 32, hidden: int = 128):
+        super().__init__()
+        self.detail = Detail(channels)
+        self.score, self.what = nn.Linear(channels, count), nn.Linear(channels, _WHAT)
+        self.first, self.last = nn.Linear(count * (2 + _WHAT), hidden), nn.Linear(hidden, width)
+        with torch.no_grad():
+            self.score.weight.mul_(_SHARP)  # an even look over the whole picture finds nothing, and learns slowly
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.register_buffer("fine", rays(camera, camera.width // STRIDE), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        map_ = self.detail(images)
+        look = self.score(map_).float().softmax(1).mT
+        where, what = look @ self.fine / _RAY, look.to(map_.dtype) @ self.what(map_)
+        found: Tensor = self.last(F.gelu(self.first(torch.cat((where.to(what.dtype), what), -1).flatten(1))))
+        return found

@@ -5,13 +5,15 @@
 
 Every frame is encoded alone, as in V-JEPA 2-AC (arXiv 2506.09985). The latents are a linear map of the encoder's
 tokens: a layer norm ends the encoder, and what it leaves has not the freedom that the penalty against collapse asks
-for.
+for. A token of a small encoder covers several centimetres, and pooling blurs it further: `points` (soft argmaxes over a
+finer map) tell every latent where things are. Without them the gripper could be read from pooled latents to 12 cm.
 States and actions are those of `space`: in the orientation of the camera.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from ..jepa.world_model import WorldModel, WorldModelConfig
 from ..stream.geometry import CanonicalView
 from ..values import Camera
 from . import space
+from .eye import STRIDE, Points
 
 KIND = "imagination"
 #: How far a latent is from the goal, see `Imagination.energy`.
@@ -41,6 +44,7 @@ class ImaginationConfig:
     world: WorldModelConfig
     camera: Camera  #: the canonical camera: what the encoder's image must look like
     action_s: float = 0.2  #: seconds that an action lasts, and from one context latent to the next
+    points: int = 0  #: see the head of this file
 
     def __post_init__(self) -> None:
         size = self.encoder.image_size
@@ -52,6 +56,10 @@ class ImaginationConfig:
             raise ValueError(f"the canonical camera must be a pinhole of {size}x{size} pixels")
         if not 0.01 <= self.action_s <= 10:
             raise ValueError(f"action_s is {self.action_s!r}, must lie in 0.01 … 10")
+        if type(self.points) is not int or not 0 <= self.points <= 1024:
+            raise ValueError(f"points is {self.points!r}, must be a whole number in 0 … 1024")
+        if self.points and size % STRIDE:
+            raise ValueError(f"points need images of a multiple of {STRIDE} pixels, not {size}")
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -84,6 +92,7 @@ class Imagination(nn.Module):
         self.project = nn.Linear(config.encoder.width, w.latent_width)
         nn.init.orthogonal_(self.project.weight)
         nn.init.zeros_(self.project.bias)
+        self.points = Points(config.camera, config.points, w.latent_width) if config.points else None
         self.world = WorldModel(w)
         self.place = nn.Linear(w.tokens * w.latent_width, w.state_dim)
         #: Mean absolute error of the predictions on training data, by token and width.
@@ -95,8 +104,12 @@ class Imagination(nn.Module):
 
     def see(self, images: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] as the canonical camera sees them -> latents [B, n, Z], each image alone."""
-        latents: Tensor = self.project(self.encoder.frames(images))
-        return latents
+        return seen_by(self.eye, images)
+
+    @property
+    def eye(self) -> tuple[nn.Module, ...]:
+        """What `see` computes with, for `seen_by`."""
+        return (self.encoder, self.project) if self.points is None else (self.encoder, self.project, self.points)
 
     def pool(self, latents: Tensor) -> Tensor:
         """[..., n, Z] -> [..., M, Z]: the form of goals, of the past, and of what is imagined."""
@@ -138,6 +151,13 @@ class Imagination(nn.Module):
         if kind == "likelihood":
             return (difference.abs() / self.likelihood_scale).mean((-2, -1))
         raise ValueError(f"there is no energy {kind!r}; choose one of {', '.join(ENERGIES)}")
+
+
+def seen_by(eye: Iterable[nn.Module], images: Tensor) -> Tensor:
+    """`Imagination.see` with these parts: its own, or a moving average of them."""
+    encoder, project, *points = eye
+    latents: Tensor = project(encoder.frames(images))  # type: ignore[operator]
+    return latents + points[0](images)[:, None] if points else latents
 
 
 def canonical_camera(camera: Camera, size: int) -> Camera:

@@ -33,6 +33,7 @@ from .run import threads as use_threads
 from .world_data import Spread, Track, draw
 from .world_guidance import Thoughts, drop
 from .world_objective import Learner, Recipe
+from .world_points import teach
 
 MODEL_ID = f"thinkjepa-world-{__version__}"
 #: The gauge needs a singular value decomposition: every so many steps.
@@ -72,7 +73,7 @@ def train(
     net, recipe = learner.net, learner.recipe
     w = net.config.world
     device = next(net.parameters()).device
-    slower = {"net.encoder.": encoder_rate} if encoder_rate != 1 else {}
+    slower = {"net.encoder.": encoder_rate} if encoder_rate not in (0, 1) else {}
     run = Run(
         folder, learner, steps, lr, seed, describe, warm_up=max(1, min(100, steps // 10)), quiet=quiet, slower=slower
     )
@@ -164,6 +165,7 @@ def configuration(
     action_s: float = 0.2,
     guide: tuple[int, int] = (0, 0),
     sight: Sight = "actions",
+    points: int = 0,
 ) -> tuple[ImaginationConfig, list[Track]]:
     """What fits these episodes, and the episodes as tracks. Raises EpisodeError, ValueError."""
     camera = imagination.canonical_camera(episodes[0].camera, encoder.image_size)
@@ -174,7 +176,7 @@ def configuration(
         action_steps=1, width=width, depth=depth, action_dim=space.DIM, state_dim=space.DIM, guide_layers=guide[0],
         guide_width=guide[1], sight=sight, **spread,
     )  # fmt: skip
-    return ImaginationConfig(encoder, world, camera, action_s), tracks
+    return ImaginationConfig(encoder, world, camera, action_s, points), tracks
 
 
 def train_world(
@@ -189,6 +191,8 @@ def train_world(
     pooled: int = defaults.WORLD_POOLED,
     context: int = defaults.WORLD_CONTEXT,
     horizon: int = defaults.WORLD_HORIZON,
+    points: int = defaults.WORLD_POINTS,
+    see_steps: int = defaults.WORLD_SEE_STEPS,
     recipe: Recipe | None = None,
     steps: int = defaults.WORLD_STEPS,
     batch_size: int = defaults.WORLD_BATCH,
@@ -204,7 +208,8 @@ def train_world(
     """Train an imagination on the episodes in `data` (or its folder train/) and write it to `out`.
 
     init: checkpoint whose encoder it starts from (a predictor's or another imagination's); else from scratch, with
-    `encoder_depth` blocks on images of `image_size`. thoughts: folder of cached thoughts (`train cache`). Work in
+    `encoder_depth` blocks on images of `image_size`. points, see_steps: of the eye (`Imagination`), and the steps in
+    which they learn to see beforehand (`world_points`). encoder_rate 0 leaves the encoder as it is. thoughts: folder of cached thoughts (`train cache`). Work in
     progress lives in `run`; the same command goes on where it was. Raises run.Stopped, Collapsed, EpisodeError,
     CheckpointError, CacheError, ValueError.
     """
@@ -217,20 +222,29 @@ def train_world(
     said = Thoughts.load(thoughts, episodes) if thoughts else None
     whole, tracks = configuration(
         episodes, config, latent=latent, pooled=pooled, context=context, horizon=horizon,
-        guide=said.shape if said else (0, 0),
+        guide=said.shape if said else (0, 0), points=points,
     )  # fmt: skip
     torch.manual_seed(seed)
     net = Imagination(whole)
     if known is not None:
         net.encoder.load_state_dict(known.state_dict())
     whiten(tracks, net, seed, recipe.sigreg_on == "changes")
+    if not encoder_rate:
+        net.encoder.requires_grad_(False)
     learner = Learner(net, recipe).to(where)
     describe = {
         "seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "encoder_rate": encoder_rate,
         "episodes": len(episodes), "data_sha256": clips.data_hash(source, limit), "init": base,
         "recipe": dataclasses.asdict(recipe), "thoughts": said.made_by if said else "",
+        "see_steps": see_steps if points else 0,
     }  # fmt: skip
     chosen = settled_dtype(dtype, where, whole.world.width, run / "dtype")
+    if points and see_steps:
+        of_points = {name: describe[name] for name in ("seed", "data_sha256")} | {"steps": see_steps}
+        teach(
+            tracks, net, run / "points", steps=see_steps, seed=seed, dtype=getattr(torch, chosen),
+            describe={**of_points, "config": whole.as_dict(), "dtype": chosen},
+        )  # fmt: skip
     done, reading = train(
         tracks, learner, run, steps=steps, batch_size=batch_size, lr=lr, seed=seed,
         describe={**describe, "config": whole.as_dict(), "dtype": chosen}, dtype=getattr(torch, chosen),

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from ..control import space
+from ..control.policy import CUBES, TRAYS
 from ..data.episode import Episode, EpisodeError
 from ..stream.geometry import CanonicalView
 from ..values import Camera
 
 #: How much the time between two frames may differ from the grid step, as a share of it.
 TOLERANCE = 0.1
+#: What a recording may know the places of.
+THINGS = (*(f"cube_{colour}" for colour in CUBES), *(f"tray_{side}" for side in TRAYS))
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,14 @@ class Track:
         """
         return space.action_to_camera(self.base_actions[which], self.episode.camera_pose[now])
 
+    def things(self, now: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where THINGS are, float32 [T, 3] in the optical frame, and whether that is known, bool [T]."""
+        e = self.episode
+        known = np.array([name in e.objects for name in THINGS])
+        places = np.stack([e.objects[name][now] if name in e.objects else np.zeros(3) for name in THINGS])
+        pose = e.camera_pose[now]
+        return ((places - pose[:3, 3]) @ pose[:3, :3]).astype(np.float32), known
+
     def __len__(self) -> int:
         return len(self.states)
 
@@ -82,6 +93,8 @@ class Moments:
     targets: Tensor  # uint8 [B, K, S, S, 3]
     steps: tuple[int, ...]  # K, rising: which of the H steps a target is, 0 … H - 1
     known: Tensor  # bool [B, K]
+    things: Tensor  # [B, T, 3] now, see `Track.things`
+    things_known: Tensor  # bool [B, T]
 
     def to(self, device: torch.device) -> Moments:
         moved: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
@@ -101,11 +114,12 @@ def draw(
         now = int(pick - (ends[which] - lengths[which]))
         parts.append(moment(tracks[which], now, context, horizon, steps))
         origins.append(Origin(which, int(tracks[which].episode.stamps_ns[now])))
-    context_, state, before, started, actions, states, seen, known = (
+    context_, state, before, started, actions, states, seen, known, things, things_known = (
         torch.from_numpy(np.stack(column)) for column in zip(*parts, strict=True)
     )
     chosen = tuple(int(h) for h in steps)
-    return Moments(context_, state, before, started, actions, states, seen, chosen, known), origins
+    found = Moments(context_, state, before, started, actions, states, seen, chosen, known, things, things_known)
+    return found, origins
 
 
 def moment(track: Track, now: int, context: int, horizon: int, steps: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -131,6 +145,7 @@ def moment(track: Track, now: int, context: int, horizon: int, steps: np.ndarray
         track.states[np.minimum(ahead, last)],
         targets,
         known,
+        *track.things(now),
     )
 
 

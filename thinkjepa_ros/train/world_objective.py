@@ -6,8 +6,9 @@
   two steps so, arXiv 2506.09985).
 - SIGReg (LeJEPA, LeWM, arXiv 2603.19312) on the latents of now, or on their change from now to a target: without it
   all of the above is smallest for latents that are always the same.
-- Inverse dynamics: which action led from the last frame to this one. Place: where the robot is. Both make the latents
-  tell what an energy must tell; without the former, regularisers of this kind have failed to plan (eb_jepa).
+- Inverse dynamics: which action led from the last frame to this one. Place: where the robot is, now and in what is
+  imagined. Things: where the cubes and trays are, in recordings that know. They make the latents tell what an energy
+  must tell; without the first, regularisers of this kind have failed to plan (eb_jepa).
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..control.imagination import Imagination
+from ..control.imagination import Imagination, seen_by
 from ..jepa.guidance import Payload
 from . import objectives
-from .world_data import Moments
+from .world_data import THINGS, Moments
 
 TARGETS = ("online", "moving")
 #: What SIGReg spreads: latents of frames as in LeWM, or how latents change within the horizon.
@@ -40,6 +41,7 @@ class Recipe:
     rollout: float = 0.5
     inverse: float = 0.2
     place: float = 0.5
+    things: float = 0.2
     #: "online": the encoder itself, gradient stopped; "moving": a moving average of it.
     target: str = "online"
     momentum: float = 0.99
@@ -79,10 +81,10 @@ class Learner(nn.Module):
         self.inverse = nn.Sequential(
             nn.Linear(2 * w.tokens * w.latent_width, 128), nn.GELU(), nn.Linear(128, w.action_dim)
         )
+        self.things = nn.Linear(w.tokens * w.latent_width, 3 * len(THINGS))
         self.target: nn.ModuleList | None = None
         if recipe.target == "moving":
-            copies = [copy.deepcopy(part).requires_grad_(False) for part in (net.encoder, net.project)]
-            self.target = nn.ModuleList(copies)
+            self.target = nn.ModuleList(copy.deepcopy(part).requires_grad_(False) for part in net.eye)
 
     def forward(self, m: Moments, directions: Tensor, dtype: torch.dtype, payload: Payload | None = None) -> Losses:
         """directions [Z, K] of SIGReg. dtype: in which the encoder computes."""
@@ -117,11 +119,15 @@ class Learner(nn.Module):
             spread = (spread - target[:, -1])[m.known[:, -1]]
         sigreg = objectives.sigreg(spread.transpose(0, 1), directions)
         total = total + r.sigreg * sigreg
-        standard = (m.state - net.world.state_mean) / net.world.state_std
-        place = (net.standard_state(pooled[:, -1]) - standard).square().mean()
+        ahead_off = (net.standard_state(predicted) - self._standard(m.states[:, list(m.steps)])).square().mean(-1)
+        place = (net.standard_state(pooled[:, -1]) - self._standard(m.state)).square().mean()
+        place = place + (ahead_off * m.known).sum() / m.known.sum().clamp(min=1)
+        mean, std = net.world.state_mean[:3], net.world.state_std[:3]
+        off = (self.things(pooled[:, -1].flatten(1)).unflatten(1, (-1, 3)) - (m.things - mean) / std).square().mean(-1)
+        things = (off * m.things_known).sum() / m.things_known.sum().clamp(min=1)
         led = self.inverse(pooled[:, -2:].flatten(1)) if pooled.shape[1] > 1 else None
-        total = total + r.place * place
-        notes["place"] = place.item()
+        total = total + r.place * place + r.things * things
+        notes |= {"place": place.item(), "things": things.item()}
         if led is not None:
             wanted = (m.before - net.world.action_mean) / net.world.action_std
             inverse = ((led - wanted).square().mean(-1) * m.before_known).sum() / m.before_known.sum().clamp(min=1)
@@ -157,12 +163,13 @@ class Learner(nn.Module):
         """Latents of target frames."""
         if self.target is None:
             return self.net.see(images)
-        encoder, project = self.target
-        latents: Tensor = project(encoder.frames(images))  # type: ignore[operator]
-        return latents
+        return seen_by(self.target, images)
+
+    def _standard(self, state: Tensor) -> Tensor:
+        return (state - self.net.world.state_mean) / self.net.world.state_std
 
     def stepped(self) -> None:
         """After an update: the moving average follows."""
         if self.target is not None:
-            for own, online in zip(self.target, (self.net.encoder, self.net.project), strict=True):
+            for own, online in zip(self.target, self.net.eye, strict=True):
                 objectives.ema_update(own, online, self.recipe.momentum)
