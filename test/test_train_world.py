@@ -281,8 +281,8 @@ def test_a_moment_gets_the_newest_thought_that_was_known_by_then(data: Path, tmp
     with pytest.raises(CacheError, match="is missing"):
         Thoughts.load(tmp_path / "nothing", episodes)
     out, guided = tmp_path / "out", {"thoughts": tmp_path / "cache", "run": tmp_path / "run", "threads": 1}
-    sizes = {"image_size": 32, "encoder_depth": 1, "latent": 12, "pooled": 2, "horizon": 4, "dtype": "float32", "points": 0}
-    train_world(data, out, steps=2, batch_size=4, **guided, **sizes)  # type: ignore[arg-type]
+    sizes = {"image_size": 32, "encoder_depth": 1, "latent": 12, "pooled": 2, "horizon": 4, "points": 0}
+    train_world(data, out, steps=2, batch_size=4, dtype="float32", **guided, **sizes)  # type: ignore[arg-type]
     net, manifest = load_imagination(out)
     assert net.world.film is not None and manifest.training["thoughts"] == thoughts.made_by
     assert net.config.world.guide_layers == 2 and net.config.world.guide_width == 6
@@ -292,7 +292,8 @@ def test_a_moment_gets_the_newest_thought_that_was_known_by_then(data: Path, tmp
 
 
 def test_the_stage_writes_a_checkpoint_that_loads_and_is_checked(data: Path, tmp_path: Path) -> None:
-    options: dict = {"run": tmp_path / "run", "steps": 3, "batch_size": 4, "threads": 1, "dtype": "float32", "see_steps": 2}
+    options: dict = {"run": tmp_path / "run", "steps": 3, "batch_size": 4, "threads": 1, "dtype": "float32"}
+    options["see_steps"] = 2
     out = tmp_path / "world"
     train_world(data, out, image_size=32, encoder_depth=1, latent=16, pooled=2, horizon=4, **options)
     net, manifest = load_imagination(out)

@@ -209,9 +209,9 @@ def train_world(
 
     init: checkpoint whose encoder it starts from (a predictor's or another imagination's); else from scratch, with
     `encoder_depth` blocks on images of `image_size`. points, see_steps: of the eye (`Imagination`), and the steps in
-    which they learn to see beforehand (`world_points`). encoder_rate 0 leaves the encoder as it is. thoughts: folder of cached thoughts (`train cache`). Work in
-    progress lives in `run`; the same command goes on where it was. Raises run.Stopped, Collapsed, EpisodeError,
-    CheckpointError, CacheError, ValueError.
+    which they learn to see beforehand (`world_points`). encoder_rate 0 leaves the encoder as it is. thoughts: folder of
+    cached thoughts (`train cache`). Work in progress lives in `run`; the same command goes on where it was. Raises
+    run.Stopped, Collapsed, EpisodeError, CheckpointError, CacheError, ValueError.
     """
     where, recipe = model.torch_device(device), recipe or Recipe()
     use_threads(threads)

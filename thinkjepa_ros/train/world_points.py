@@ -28,6 +28,9 @@ _FRAMES = 256  # by which they are scaled at the end
 class PointsLearner(nn.Module):
     """Reads states and things from what the points say."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, points: Points, state_mean: Tensor, state_std: Tensor):
         super().__init__()
         self.points = points
