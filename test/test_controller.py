@@ -240,6 +240,35 @@ def test_words_are_planned_for_where_a_score_knows_them() -> None:
         Controller(small_net(), QUICK, score=other)
 
 
+def test_what_the_thinker_said_is_kept_until_it_says_otherwise_or_something_else_is_asked_for() -> None:
+    """A lamp leaves the thinker's window long before a task is done."""
+    net = LanguageScore(ScoreConfig(4, 16, width=16, told_width=8))
+    controller = Controller(small_net(), QUICK, score=net, model_id="small")
+    stamps = look(controller)
+    controller.instruct("do what the lamp says")
+
+    def hear(text: str, instruction: str = "") -> np.ndarray | None:
+        """The language term's plan after this thought, from the same beginning."""
+        blank = np.zeros((1, 2, 8), np.float32)
+        controller.guide(Guidance(blank, (0,), 2 * STEP, 4.0, text=text, instruction=instruction))
+        controller.set_options(QUICK)
+        plan = controller.plan(stamps, STATE, POSE).plan
+        return None if plan is None else plan.actions
+
+    assert hear("") is None and hear("a cube, left tray") is None
+    blue = hear("blue cube, right tray")
+    assert blue is not None and np.array_equal(hear(""), blue) and np.array_equal(hear("a red cube"), blue)
+    assert np.array_equal(hear("green cube, left tray", instruction="something else"), blue)
+    controller.guide(None)
+    assert controller.plan(stamps, STATE, POSE).plan is not None
+    red = hear("red cube, left tray")
+    assert red is not None and not np.array_equal(red, blue)
+    controller.instruct("do  what the lamp says")  # the same words
+    assert controller.plan(stamps, STATE, POSE).plan is not None
+    controller.instruct("do what the other lamp says")
+    assert controller.plan(stamps, STATE, POSE).plan is None
+
+
 def test_holding_keeps_the_grip_that_was_commanded() -> None:
     measured, commanded = make(), make()
     one = measured.plan(ready(measured), STATE, POSE).plan

@@ -23,6 +23,9 @@ def evaluate_control(
     subgoal: Annotated[
         Path | None, typer.Option(help="Sub-goal head for that thinker, in the latents of the imagination.")
     ] = None,
+    score: Annotated[
+        Path | None, typer.Option(help="Language score of `thinkjepa train score`, for that imagination.")
+    ] = None,
     kinds: Annotated[str, typer.Option(help="Kinds of tasks, with commas.")] = "reach,pick_place_text,pick_place_lamp",
     rows: Annotated[
         list[str] | None,
@@ -74,5 +77,5 @@ def evaluate_control(
         threads=threads,
         runs=runs,
     )
-    sources = Sources(imagination, patches, policy, shipped(thinker) if thinker else None, subgoal, untrained)
+    sources = Sources(imagination, patches, policy, shipped(thinker) if thinker else None, subgoal, score, untrained)
     evaluate(sources, out, plan, ["thinkjepa", *sys.argv[1:]])

@@ -35,7 +35,7 @@ from .imagination import ENERGIES, Imagination, load_imagination
 from .latent import LatentWorld
 from .options import AIMS, MAX_STEP_M, MODES, Options
 from .planner import Planner, Problem
-from .policy import Policy, load_policy, words_of
+from .policy import UNTOLD, Policy, load_policy, words_of
 from .score import LanguageScore, load_score
 from .sight import Sight
 
@@ -174,6 +174,7 @@ class Controller:
         """Forget frames, guidance and the last plan, as after a jump of the clock. The goal and the words stay."""
         self._sight.forget()
         self._guidance: Guidance | None = None
+        self._intent = UNTOLD
         self._planned = None
         if self._planner is not None:
             self._planner.reset()
@@ -192,6 +193,8 @@ class Controller:
 
     def instruct(self, instruction: str) -> None:
         """What is asked for. Guidance that was thought for other words does not count."""
+        if instruction.split() != self.instruction.split():
+            self._intent = UNTOLD
         self.instruction = instruction
 
     def check_guidance(self, guidance: Guidance) -> None:
@@ -207,9 +210,17 @@ class Controller:
             raise ValueError("pyramid holds values that are not finite")
 
     def guide(self, guidance: Guidance | None) -> None:
-        """Be guided by this from now on. Raises ValueError, see `check_guidance`, and keeps what was held."""
+        """Be guided by this from now on. Raises ValueError, see `check_guidance`, and keeps what was held.
+
+        What a thought says of cube and tray is kept beyond it: what told the thinker (a lamp that was lit) leaves its
+        window long before the task is done. A later thought that names both replaces it, and so does another
+        instruction.
+        """
         if guidance is not None:
             self.check_guidance(guidance)
+            told = words_of(guidance.text)
+            if told[0] < UNTOLD[0] and told[1] < UNTOLD[1] and self.heeds(guidance):
+                self._intent = told
         self._guidance = guidance
 
     def heeds(self, guidance: Guidance) -> bool:
@@ -287,7 +298,7 @@ class Controller:
         began = time.perf_counter()
         with torch.inference_mode():
             wanted = self._guidance.subgoal if self._guidance is not None and scene.weight else None
-            target = self._aims.target(options.aim, self._distance, wanted, self._words(scene.weight, answers=True))
+            target = self._aims.target(options.aim, self._distance, wanted, self._words(answers=True))
             if target.term is None:
                 return Outcome(None, target.reason)
             problem = self._problem(scene, target.term)
@@ -310,13 +321,10 @@ class Controller:
         plan = result.plan(stamp, self.action_s, self._age(scene))
         return Outcome(plan, imagined=result.imagined, parts=result.parts)
 
-    def _words(self, weight: float, answers: bool) -> tuple[int, int]:
+    def _words(self, answers: bool) -> tuple[int, int]:
         """Cube and tray that are asked for. answers: what the instruction leaves open, the thinker's answer tells."""
         words = words_of(self.instruction)
-        if not answers or self._guidance is None or not weight:
-            return words
-        told = words_of(self._guidance.text)
-        return min(words[0], told[0]), min(words[1], told[1])
+        return (min(words[0], self._intent[0]), min(words[1], self._intent[1])) if answers else words
 
     def _problem(self, scene: _Scene, target: Term) -> Problem:
         w, kind = self._net.config.world, self._choice.dtype
@@ -338,10 +346,12 @@ class Controller:
         assert policy is not None
         frames = self._sight.pictures(scene.stamps[-policy.config.frames :])
         state = space.state_to_camera(scene.state, scene.pose)
-        words = torch.tensor([self._words(scene.weight, not policy.config.guide_layers)], device=self._device)
+        words = torch.tensor([self._words(not policy.config.guide_layers)], device=self._device)
         payload = self._payload(scene, bool(policy.config.guide_layers))
         present = policy.remember(policy.see(frames), state, words, payload)
-        chunks = policy.propose(present, count, self.options.seed, temperature=temperature)
+        # other noise for every moment: what is offered once and thrown away need not be offered again
+        seed = self.options.seed + scene.stamps[-1] // self.step_ns
+        chunks = policy.propose(present, count, seed, temperature=temperature)
         base = space.action_to_base(chunks, scene.pose)
         return torch.cat((base[..., :3].clamp(-MAX_STEP_M, MAX_STEP_M), base[..., 3:].clamp(0.0, 1.0)), -1)
 

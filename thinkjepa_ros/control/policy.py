@@ -37,6 +37,7 @@ from .eye import STRIDE, Detail, Look, Seen, rays
 KIND = "policy"
 #: What can be told in words; behind the last of each list comes "not told".
 CUBES, TRAYS = ("red", "green", "blue"), ("left", "right")
+UNTOLD = (len(CUBES), len(TRAYS))
 #: Queries that end as the places of the named cube and the named tray.
 PLACES = 2
 #: Unit of places relative to the gripper, metres.

@@ -20,6 +20,9 @@ PAIRS = (
     ("policy + planner: pictures", "policy + planner: shuffled pictures"),
     ("policy + planner: pictures", "policy: words"),
     ("policy + planner: pictures", "planner: pictures"),
+    ("policy + planner: words", "policy + planner: shuffled words"),
+    ("policy + planner: words", "policy: words"),
+    ("policy + planner: words", "planner: words"),
     ("policy + planner: thinker", "policy + planner: shuffled thinker"),
     ("policy + planner: thinker", "policy: thinker"),
     ("policy + planner: thinker", "planner: thinker"),
@@ -28,6 +31,7 @@ REACH, PLACE = 0.95, 0.70
 #: A policy and a planner that work together, and each alone.
 TOGETHER = (
     ("policy + planner: pictures", "policy: words", "planner: pictures"),
+    ("policy + planner: words", "policy: words", "planner: words"),
     ("policy + planner: thinker", "policy: thinker", "planner: thinker"),
 )
 FASTER, NO_WORSE = 10.0, -0.03

@@ -12,8 +12,10 @@ from ... import checkpoints
 from ...checkpoints import WEIGHTS, CheckpointError, sha256_of
 from ...control import imagination
 from ...control import policy as policies
+from ...control import score as scores
 from ...control.imagination import Imagination
 from ...control.policy import Policy
+from ...control.score import LanguageScore
 from ...data.sim.tasks import ACTION_S
 from ...thinker import folder as thinker_folder
 from ...thinker import subgoal
@@ -22,6 +24,7 @@ from .rows import Need, Row
 
 KINDS: dict[Need, str] = {
     "imagination": imagination.KIND, "patches": imagination.KIND, "policy": policies.KIND, "subgoal": subgoal.KIND,
+    "score": scores.KIND,
 }  # fmt: skip
 
 
@@ -45,6 +48,7 @@ class Sources:
     policy: Path | None = None
     thinker: Path | None = None
     subgoal: Path | None = None
+    score: Path | None = None
     untrained: bool = False
 
     def known(self) -> dict[Need, Known]:
@@ -74,6 +78,14 @@ class Sources:
                 raise CheckpointError(
                     f"{found['subgoal'].folder}: its sub-goals live in the latents of {wanted!r}, the imagination is "
                     f"{found['imagination'].model_id!r}; train a head for it (`thinkjepa train subgoal`)."
+                )
+        if "score" in found and "imagination" in found:
+            own = scores.load_score(found["score"].folder)[0].config.imagination
+            wanted = f"{found['imagination'].model_id} {found['imagination'].sha256[:8]}"
+            if own != wanted:
+                raise CheckpointError(
+                    f"{found['score'].folder}: it scores latents of {own!r}, the imagination is {wanted!r}; train one "
+                    "for it (`thinkjepa train score`)."
                 )
         return found
 
@@ -109,6 +121,11 @@ class Models:
         net = policies.load_policy(self._sources.policy)[0]
         _check_period(self._sources.policy, net.config.action_s)
         return net
+
+    @functools.cached_property
+    def score(self) -> LanguageScore:
+        assert self._sources.score is not None
+        return scores.load_score(self._sources.score)[0]
 
     @functools.cached_property
     def thinker(self) -> Thinker:

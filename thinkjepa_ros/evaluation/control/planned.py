@@ -15,15 +15,17 @@ from ...control.controller import Controller
 from ...control.energy import Energy
 from ...control.imagination import Imagination, images_of
 from ...control.latent import LatentWorld
-from ...control.options import Mode, Options
+from ...control.options import Aim, Mode, Options
 from ...control.planner import Planner, Problem
 from ...control.policy import Policy
+from ...control.score import LanguageScore
 from ...data.sim.tasks import ACTION_S
 from ...values import Frame, Guidance
 from .agents import Answer, Seen
-from .rows import Actor, Row
+from .rows import Actor, Goal, Row
 
 MODES: dict[Actor, Mode] = {"planner": "planner", "policy": "policy", "policy + planner": "both"}
+AIMS: dict[Goal, Aim] = {"words": "words", "thinker": "subgoal"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -42,13 +44,22 @@ class Controlled:
     thinker has not spoken yet) it holds. What stands between a plan and a real robot, margin and guard, is not there.
     """
 
-    def __init__(self, net: Imagination, model_id: str, policy: Policy | None, row: Row, setting: Setting, seed: int):
+    def __init__(
+        self,
+        net: Imagination,
+        model_id: str,
+        policy: Policy | None,
+        row: Row,
+        setting: Setting,
+        seed: int,
+        score: LanguageScore | None = None,
+    ):
         options = Options(
-            mode=MODES[row.actor], aim="subgoal" if row.goal == "thinker" else "image", method=row.method,
+            mode=MODES[row.actor], aim=AIMS.get(row.goal, "image"), method=row.method,
             samples=row.samples, iterations=row.rounds, horizon=row.horizon, proposals=row.proposals,
             distance=setting.energy, seed=seed,
         )  # fmt: skip
-        self._controller = Controller(net, options, policy, model_id=model_id, trained=True, dtype=setting.dtype)
+        self._controller = Controller(net, options, policy, score, model_id=model_id, trained=True, dtype=setting.dtype)
         self._reads = policy is not None and not policy.config.guide_layers and row.goal == "thinker"
         self._shown: np.ndarray | None = None
         self._closedness = 0.0  # as commanded
@@ -63,7 +74,7 @@ class Controlled:
             controller.show_goal(seen.picture, seen.camera)
             self._shown = seen.picture
         self._tell(seen.instruction, seen.guidance)
-        outcome = controller.plan(stamps, seen.state, seen.camera_pose)
+        outcome = controller.plan(stamps, seen.state, seen.camera_pose, commanded=self._closedness)
         if outcome.plan is None:
             return Answer(np.array((0, 0, 0, self._closedness), np.float32), "hold")
         plan = outcome.plan
@@ -73,7 +84,7 @@ class Controlled:
     def _tell(self, instruction: str, guidance: Guidance | None) -> None:
         """A policy that was built without guidance reads the words of the thinker's answer instead."""
         if self._reads:
-            instruction = guidance.text if guidance is not None else ""
+            instruction = ""
             guidance = None if guidance is None else replace(guidance, instruction="")
         self._controller.instruct(instruction)
         self._controller.guide(guidance)

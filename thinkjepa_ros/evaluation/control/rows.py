@@ -17,7 +17,7 @@ from ...data.sim.tasks import STEP_LIMIT
 Actor = Literal["hold", "random", "expert", "policy", "planner", "policy + planner"]
 Goal = Literal["nothing", "words", "pictures", "thinker"]
 #: What a row needs a checkpoint of, and the option that names it.
-Need = Literal["imagination", "patches", "policy", "thinker", "subgoal"]
+Need = Literal["imagination", "patches", "policy", "thinker", "subgoal", "score"]
 
 _LOW, _HIGH = (-STEP_LIMIT,) * 3 + (0.0,), (STEP_LIMIT,) * 3 + (1.0,)
 
@@ -55,6 +55,8 @@ class Row:
             found.append("policy")
         if self.goal == "thinker":
             found += ["thinker", "subgoal"] if self.plans else ["thinker"]
+        if self.goal == "words" and self.plans:
+            found.append("score")
         return tuple(found)
 
     def fits(self, kind: str) -> bool:
@@ -100,6 +102,7 @@ def table(horizon: int = 4) -> list[Row]:
         Row("planner: pictures", "planner", "pictures"),
         Row("planner: shuffled pictures", "planner", "pictures", shuffled=True),
         Row("planner, mppi: pictures", "planner", "pictures", method="mppi"),
+        Row("planner: words", "planner", "words"),
         Row("planner: thinker", "planner", "thinker"),
         Row("planner: shuffled thinker", "planner", "thinker", shuffled=True),
         Row("policy: words", "policy", "words"),
@@ -108,6 +111,8 @@ def table(horizon: int = 4) -> list[Row]:
         Row("policy: shuffled thinker", "policy", "thinker", shuffled=True),
         Row("policy + planner: pictures", "policy + planner", "pictures"),
         Row("policy + planner: shuffled pictures", "policy + planner", "pictures", shuffled=True),
+        Row("policy + planner: words", "policy + planner", "words"),
+        Row("policy + planner: shuffled words", "policy + planner", "words", shuffled=True),
         Row("policy + planner: thinker", "policy + planner", "thinker"),
         Row("policy + planner: shuffled thinker", "policy + planner", "thinker", shuffled=True),
     ]
