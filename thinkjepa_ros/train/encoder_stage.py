@@ -7,7 +7,6 @@ What it writes is a whole checkpoint of the mini whose encoder and pose readout 
 from __future__ import annotations
 
 import dataclasses
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..version import __version__
 from . import clips, encoder, mini
 from .distributed import group
 from .recipes import RECIPES
+from .record import made_by
 from .run import threads as use_threads
 
 MODEL_ID = f"thinkjepa-mini-encoder-{__version__}"
@@ -70,17 +70,13 @@ def train_encoder(
     )
     if processes.first:
         training = {
-            "command": "thinkjepa train encoder",
+            **made_by("thinkjepa train encoder", threads),
             "stage": "encoder",
-            "version": __version__,
             **record,
             "encoder_seconds": round(done.seconds),
             "encoder_cpu_seconds": round(done.cpu_seconds),
-            "threads": threads,
             "processes": processes.world,
             "device": device,
-            "torch": torch.__version__,
-            "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         }
         # not trained: what forecasts is its predictor, and that has random weights
         model.save(out, net.cpu(), MODEL_ID, trained=False, domain=mini.DOMAIN, training=training, licence=mini.LICENCE)

@@ -10,14 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..checkpoints import MANIFEST, WEIGHTS, Manifest, read_manifest
 from ..data.episode import Episode
@@ -26,9 +24,9 @@ from ..jepa import model
 from ..jepa.readout import SigmaScale
 from ..thinker.qwen import Thinker
 from ..values import Camera
-from ..version import __version__
 from . import cache, clips, defaults, distributed, encoder, forecast, recorded, transplant
 from .mini import cache_maker, mean_pose, settled_dtype
+from .record import made_by
 from .recorded import Recorded
 from .run import threads as use_threads
 from .tracks import Tracks
@@ -168,12 +166,11 @@ def fine_tune(
     if processes.first:
         net.config = dataclasses.replace(net.config, sigma_scale=scale)
         training = {
-            "command": COMMAND, "version": __version__, "identity": identity, **common, **record,
+            **made_by(COMMAND, threads), "identity": identity, **common, **record,
             "init_domain": manifest.domain, "dtype": chosen, "mean_pose": mean.round(5).tolist(),
             "outcome": outcome.as_dict(),
             "sigma_calibration": {"method": "maximum likelihood", "data": found.held_names, "origins": outcome.origins},
-            "torch": torch.__version__, "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-            "threads": threads, "processes": processes.world, "device": device,
+            "processes": processes.world, "device": device,
         }  # fmt: skip
         model.save(out, net, title, trained=True, domain=found.domain, training=training, licence=manifest.licence)
     processes.wait()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..thinker.qwen import Thinker
 from ..values import Camera, Frame, Guidance
 from ..version import __version__
 from . import cache, clips, defaults, distributed, forecast
+from .record import made_by
 from .run import threads as use_threads
 from .tracks import Tracks
 
@@ -197,14 +197,10 @@ def train_forecast(
     if processes.first:
         training = {
             **record,
-            "command": command,
-            "version": __version__,
+            **made_by(command, threads),
             "cache_seconds": round(cache_s),
             "thinker": mind.model_id,
             "mean_pose": mean_pose(tracks).round(5).tolist(),
-            "torch": torch.__version__,
-            "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-            "threads": threads,
             "processes": processes.world,
             "device": device,
         }

@@ -6,7 +6,6 @@ What is minimised is in `policy_objective`, what it is minimised on in `policy_d
 from __future__ import annotations
 
 import dataclasses
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from . import clips, defaults
 from .mini import LICENCE, folder_of, settled_dtype
 from .policy_data import Demonstration, Mixture
 from .policy_objective import PolicyLearner, Recipe, times
+from .record import made_by
 from .run import Run
 from .run import threads as use_threads
 from .world import _encoder_of as encoder_of
@@ -146,14 +146,8 @@ def train_policy(
     )  # fmt: skip
     training = {
         **describe,
-        "command": "thinkjepa train policy",
-        "version": __version__,
+        **made_by("thinkjepa train policy", threads, done),
         "dtype": chosen,
-        "seconds": round(done.seconds),
-        "cpu_seconds": round(done.cpu_seconds),
-        "threads": threads,
-        "torch": torch.__version__,
-        "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
     domain = ", ".join(sorted({e.domain for e in episodes}))
     if done.group.first:

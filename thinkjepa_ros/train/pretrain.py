@@ -39,6 +39,7 @@ from ..jepa.masking import (
 from ..version import __version__
 from . import clips, objectives
 from .objectives import CollapseGauge, Reading
+from .record import made_by
 from .run import Run
 from .run import threads as use_threads
 
@@ -320,11 +321,7 @@ def pretrain(
     )
     training = {
         **describe,
-        "command": "thinkjepa train pretrain",
-        "version": __version__,
-        "torch": torch.__version__,
-        "seconds": round(done.seconds),
-        "cpu_seconds": round(done.cpu_seconds),
+        **made_by("thinkjepa train pretrain", threads, done),
         "gauge": asdict(reading),
     }
     domain = ", ".join(sorted({e.domain for e in episodes}))

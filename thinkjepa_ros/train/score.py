@@ -28,6 +28,7 @@ from ..version import __version__
 from . import clips, defaults
 from .mini import LICENCE, folder_of
 from .policy_data import Demonstration, varied
+from .record import made_by
 from .run import Run
 from .run import threads as use_threads
 
@@ -136,10 +137,7 @@ def train_score(
         "data_sha256": clips.data_hash(source, limit), "config": dataclasses.asdict(net.config),
     }  # fmt: skip
     done = train(found, seer, net, run, steps=steps, batch_size=batch_size, lr=lr, seed=seed, describe=describe)
-    training = {
-        **describe, "command": "thinkjepa train score", "version": __version__, "seconds": round(done.seconds),
-        "cpu_seconds": round(done.cpu_seconds), "threads": threads, "torch": torch.__version__,
-    }  # fmt: skip
+    training = {**describe, **made_by("thinkjepa train score", threads, done)}
     domain = ", ".join(sorted({e.domain for e in episodes}))
     if done.group.first:
         score.save(out, net.cpu(), MODEL_ID, trained=True, domain=domain, training=training, licence=LICENCE)

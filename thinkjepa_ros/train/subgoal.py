@@ -12,7 +12,6 @@ and its own answer to the thought of another episode. If that is as good, nothin
 
 from __future__ import annotations
 
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from ..thinker.qwen import Thinker
 from ..thinker.subgoal import SubgoalConfig, SubgoalHead
 from ..version import __version__
 from . import clips, defaults, distributed, mini
+from .record import made_by
 from .run import Run
 from .run import threads as use_threads
 from .tracks import Tracks
@@ -206,18 +206,12 @@ def train_subgoal(
     reading = read(head, checked, mean, len(episodes))
     if processes.first:
         training = {
-            "command": "thinkjepa train subgoal",
-            "version": __version__,
+            **made_by("thinkjepa train subgoal", threads, done),
             **record,
             "target": "pooled latent of the encoder",
             "thinker": mind.model_id,
             "encoder": f"{manifest.model_id} {manifest.sha256[WEIGHTS][:8]}",
             "reading": asdict(reading),
-            "seconds": round(done.seconds),
-            "cpu_seconds": round(done.cpu_seconds),
-            "threads": threads,
-            "torch": torch.__version__,
-            "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         }
         name = f"thinkjepa-mini-subgoal-{__version__}"
         subgoal.save(out, head.cpu(), name, trained=True, domain=mini.DOMAIN, training=training)

@@ -7,7 +7,6 @@ is too small for sharing it to be worth anything.
 
 from __future__ import annotations
 
-import platform
 import queue
 import threading
 import time
@@ -22,10 +21,10 @@ from transformers import AutoTokenizer
 from ..data.episode import Episode
 from ..data.told import Sample, draw, shares
 from ..thinker import tiny
-from ..version import __version__
 from .clips import data_hash, load_folder
 from .distributed import group
 from .pupil import Batch, Pupil, Seen
+from .record import made_by
 from .run import Run
 from .run import threads as use_threads
 
@@ -189,17 +188,11 @@ def train(
     record = {**options, "episodes": len(episodes), "data_sha256": data_hash(source, limit)}
     see, done = fit(pupil, episodes, run, **options, describe=record)
     training: dict[str, Any] = {
-        "command": "thinkjepa train thinker",
-        "version": __version__,
+        **made_by("thinkjepa train thinker", threads, done),
         **record,
         "see_seconds": round(see.seconds),
         "see_cpu_seconds": round(see.cpu_seconds),
-        "seconds": round(done.seconds),
-        "cpu_seconds": round(done.cpu_seconds),
         "seconds_of_this_call": round(time.monotonic() - began),
-        "threads": threads,
-        "torch": torch.__version__,
-        "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {threads} threads",
     }
     if processes.first:
         tiny.write_tokenizer(out)

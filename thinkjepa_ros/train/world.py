@@ -9,7 +9,6 @@ change"; a run that stays collapsed is stopped.
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from ..version import __version__
 from . import clips, defaults
 from .mini import LICENCE, folder_of, settled_dtype
 from .objectives import CollapseGauge, Reading, random_directions
+from .record import made_by
 from .run import Run
 from .run import threads as use_threads
 from .world_data import Spread, Track, draw
@@ -253,14 +253,8 @@ def train_world(
     measure_scale(tracks, learner, batch_size, done)
     training = {
         **describe,
-        "command": "thinkjepa train world",
-        "version": __version__,
+        **made_by("thinkjepa train world", threads, done),
         "dtype": chosen,
-        "seconds": round(done.seconds),
-        "cpu_seconds": round(done.cpu_seconds),
-        "threads": threads,
-        "torch": torch.__version__,
-        "hardware": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         **({"gauge": dataclasses.asdict(reading)} if reading else {}),
     }
     domain = ", ".join(sorted({e.domain for e in episodes}))
