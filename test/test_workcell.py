@@ -269,6 +269,16 @@ def test_an_episode_says_everything() -> None:
     assert np.all((pixels > 0) & (pixels < 64)) and e.visible[0][tips].all()
 
 
+def test_an_episode_tells_what_the_expert_would_have_done() -> None:
+    """Of a disturbed expert, too: that is what a policy learns from; random motion has no right action."""
+    own = rollouts.make_rollout("pick_place_text", "expert", 3, 32, 32)
+    np.testing.assert_allclose(own.details["expert_actions"], own.actions[:, [0, 1, 2, 6]], atol=1e-5)
+    other = rollouts.make_rollout("pick_place_text", "perturbed", 3, 32, 32)
+    labels = np.array(other.details["expert_actions"])
+    assert labels.shape == (len(other.actions), 4) and np.abs(labels - other.actions[:, [0, 1, 2, 6]]).max() > 0.01
+    assert "expert_actions" not in rollouts.make_rollout("reach", "random", 3, 32, 32).details
+
+
 def test_files_depend_neither_on_workers_nor_on_interruption(tmp_path: Path) -> None:
     options = {"seed_start": 40, "kind": "reach", "size": "32", "quiet": True}
     here = tmp_path / "here.h5"

@@ -107,12 +107,23 @@ def data_rollouts(
     ] = 0,
     kind: Annotated[str, typer.Option(help="reach, pick_place_text, pick_place_lamp, or mix (all three).")] = "mix",
     behaviour: Annotated[str, typer.Option(help="expert, perturbed, random, or mix (40, 35, 25 %).")] = "mix",
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            help="Checkpoint folder of a policy that drives in place of --behaviour; an expert says what it "
+            "would have done (pick and place alone)."
+        ),
+    ] = None,
     size: Annotated[str, typer.Option(help="Image size: 128 or 640x480.")] = "128",
     workers: Annotated[int, typer.Option(min=1, help="Processes; one per core is best.")] = os.cpu_count() or 1,
 ) -> None:
     """Record a simulated arm that reaches, picks and places, by contact and friction, at one frame per action (5 Hz).
-    An episode is a function of (kind, behaviour, seed); what is there already is kept.
+    An episode is a function of (kind, behaviour, seed), or of (kind, policy, seed); what is there already is kept.
     """
+    if policy is not None:
+        from .train.practice import main as practise
+
+        raise SystemExit(practise(out, policy, episodes, seed, kind, size, workers))
     from .data.sim.rollouts import main as run
 
     raise SystemExit(run(out, episodes, seed, kind, behaviour, size, workers))

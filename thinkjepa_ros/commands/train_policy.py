@@ -52,6 +52,10 @@ def train_policy(
     thoughts: Annotated[
         Path | None, typer.Option(help="Folder of thoughts (`train cache`): the policy is told by them, too.")
     ] = None,
+    more: Annotated[
+        list[Path] | None,
+        typer.Option(help="More folders of episodes, such as those of `data rollouts --policy`; several times."),
+    ] = None,
     dtype: Dtype = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first episodes.")] = None,
     seed: Seed = 0,
@@ -87,6 +91,7 @@ def train_policy(
         lr=lr,
         encoder_rate=encoder_rate,
         thoughts=thoughts,
+        more=more or (),
         dtype=dtype,
         limit=limit,
         seed=seed,

@@ -6,6 +6,7 @@ What is minimised is in `policy_objective`, what it is minimised on in `policy_d
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def train_policy(
     lr: float = defaults.POLICY_LR,
     encoder_rate: float = 0.0,
     thoughts: Path | None = None,
+    more: Sequence[Path] = (),
     dtype: str = "auto",
     action_s: float = 0.2,
     limit: int | None = None,
@@ -96,7 +98,7 @@ def train_policy(
     threads: int = 2,
     device: str = "cpu",
 ) -> None:
-    """Train a policy on the episodes in `data` (or its folder train/) and write it to `out`.
+    """Train a policy on the episodes in `data` (or its folder train/) and in `more`, and write it to `out`.
 
     world: folder of an imagination: the policy starts from its encoder, and its latents are what latent actions must
     foretell (unless recipe.world is 0). init: another checkpoint whose encoder to start from. start: a policy to go on
@@ -107,7 +109,7 @@ def train_policy(
     use_threads(threads)
     recipe = recipe or Recipe(world=Recipe().world if world else 0.0)
     source = folder_of(data)
-    episodes = clips.load_folder(source, limit)
+    episodes = [*clips.load_folder(source, limit), *(e for folder in more for e in clips.load_folder(folder))]
     said = Thoughts.load(thoughts, episodes) if thoughts else None
     known = imagination.load_imagination(world)[0] if world else None
     torch.manual_seed(seed)
@@ -135,7 +137,8 @@ def train_policy(
     describe = {
         "seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "encoder_rate": encoder_rate,
         "episodes": len(episodes), "demonstrations": sum(d.weight > 0 for d in mixture.demonstrations),
-        "data_sha256": clips.data_hash(source, limit), "init": base, "recipe": dataclasses.asdict(recipe),
+        "data_sha256": " ".join([clips.data_hash(source, limit), *(clips.data_hash(folder, None) for folder in more)]),
+        "init": base, "recipe": dataclasses.asdict(recipe),
         "thoughts": said.made_by if said else "",
     }  # fmt: skip
     chosen = settled_dtype(dtype, where, net.config.width, run / "dtype")

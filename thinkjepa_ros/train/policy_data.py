@@ -23,13 +23,13 @@ from torch import Tensor
 from ..control import space
 from ..control.policy import CUBES, TRAYS
 from ..data.episode import Episode, EpisodeError
+from ..data.sim.rollouts import EXPERT
 from ..jepa.guidance import Payload
 from ..values import Camera
 from .clips import colour_jitter
 from .world_data import Origin, Spread, Track
 from .world_guidance import Thoughts
 
-EXPERT = "expert_actions"
 #: The camera is turned by up to so many degrees about each axis.
 TURN_DEG = 3.0
 #: Actions of a demonstration that was disturbed and has no labels count less: some of them are noise.

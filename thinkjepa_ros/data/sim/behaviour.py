@@ -27,6 +27,11 @@ class Behaviour(Protocol):
         """What it is doing, a word of episode.PHASES."""
         ...
 
+    @property
+    def label(self) -> np.ndarray | None:
+        """What the expert would have done in place of the last action, float32 [4]; None where nobody knows."""
+        ...
+
     def act(self, cell: Workcell) -> np.ndarray:
         """The next action, float32 [4]."""
         ...
@@ -57,8 +62,13 @@ class Expert:
             self._gain, self._height = rng.uniform(0.65, 0.95), _CARRY_Z + rng.uniform(-0.015, 0.05)
             self._tray = self._tray + rng.uniform(-0.012, 0.012, 2)
         self._stage, self._since = self._above, 0
+        self.label: np.ndarray | None = None
 
     def act(self, cell: Workcell) -> np.ndarray:
+        self.label = self._next(cell)
+        return self.label
+
+    def _next(self, cell: Workcell) -> np.ndarray:
         hand = cell.state()[:3].astype(np.float64)
         if self._task.goal is not None:
             return bounded(self._gain * (self._task.goal - hand), 0.0, self._limit)
@@ -154,6 +164,10 @@ class Perturbed:
     def phase(self) -> str:
         return self._expert.phase
 
+    @property
+    def label(self) -> np.ndarray | None:
+        return self._expert.label
+
     def act(self, cell: Workcell) -> np.ndarray:
         rng, action = self._rng, self._expert.act(cell).astype(np.float64)
         delta, closedness = action[:3], float(action[3])
@@ -179,6 +193,7 @@ class Random:
     """Smooth random motion through the workspace: from place to place, often to a cube, opening and closing."""
 
     phase = "idle"
+    label = None
 
     def __init__(self, task: Task, rng: np.random.Generator) -> None:
         self._rng = rng

@@ -30,6 +30,8 @@ SHARES = {"expert": 0.40, "perturbed": 0.35, "random": 0.25}
 KIND_SHARES = {"reach": 0.24, "pick_place_text": 0.38, "pick_place_lamp": 0.38}
 #: Stamp of the first frame. Not 0: a zero stamp means "no time" in ROS.
 FIRST_STAMP_NS = 1_000_000_000
+#: Name of the details that hold what an expert would have done.
+EXPERT = "expert_actions"
 _RANDOM_ACTIONS = 40
 _ACTIONS_AFTER = 4  # a cube's episode ends this many actions after success; a reach goes on
 
@@ -45,9 +47,18 @@ def mixed(seed: int, kind: str = "mix", behaviour: str = "mix") -> tuple[str, st
 
 
 def make_rollout(
-    kind: str, behaviour: str, seed: int, width: int = 128, height: int = 128, quality: int = 92
+    kind: str,
+    behaviour: str,
+    seed: int,
+    width: int = 128,
+    height: int = 128,
+    quality: int = 92,
+    drive: Callable[[Task, np.random.Generator], Behaviour] | None = None,
 ) -> Episode:
     """One episode of a task, driven by a behaviour ("expert", "perturbed", "random"), with a style of its own.
+
+    drive: makes the driver of a behaviour of another name. What an expert would have done at every step is in
+    details["expert_actions"], [N - 1, 4], of drivers that know.
 
     It ends when the time for the task is up, or some actions after a cube is where it belongs.
     """
@@ -56,13 +67,14 @@ def make_rollout(
 
     task, rng = draw_task(kind, seed), stream(seed, f"workcell {behaviour}")
     makers: dict[str, Callable[..., Behaviour]] = {"expert": Expert, "perturbed": Perturbed, "random": Random}
-    driver = makers[behaviour](task, rng)
+    driver = (drive or makers[behaviour])(task, rng)
     most = _RANDOM_ACTIONS if behaviour == "random" else task.most_actions
     after = most if kind == "reach" else _ACTIONS_AFTER
     jpegs: list[bytes] = []
     rows: list[tuple[np.ndarray, ...]] = []
     actions: list[np.ndarray] = []
     phases: list[str] = []
+    labels: list[np.ndarray] = []
     done_after: int | None = None
     with Workcell(task, width, height) as cell:
         while True:
@@ -74,6 +86,8 @@ def make_rollout(
             if len(actions) == min(most, most if done_after is None else done_after + after):
                 break
             actions.append(driver.act(cell))
+            if driver.label is not None:
+                labels.append(driver.label)
             phases.append("cue" if task.lamp_rgb and cell.time < CUE_S else driver.phase)
             cell.act(actions[-1])
         camera = cell.camera
@@ -98,7 +112,8 @@ def make_rollout(
         cue_ns=(FIRST_STAMP_NS, FIRST_STAMP_NS + round(CUE_S * 1e9)) if task.lamp_rgb else None,
         joint_names=tuple(name for name, _, _ in KEYPOINTS),
         objects=objects,
-        details=_details(task, behaviour, done_after),
+        details=_details(task, behaviour, done_after)
+        | ({EXPERT: np.stack(labels).astype(float).round(5).tolist()} if labels else {}),
     )
 
 
