@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from thinkjepa_ros.data.episode import Episode, EpisodeError
 from thinkjepa_ros.data.told import LAMP_STATES, UNKNOWN, Sample, cut, draw, shares
 from thinkjepa_ros.thinker import tiny
+from thinkjepa_ros.thinker.errors import ThinkerError
 from thinkjepa_ros.thinker.qwen import Thinker
 from thinkjepa_ros.thinker.window import Window
 from thinkjepa_ros.train import clips
@@ -238,6 +239,50 @@ def test_training_writes_a_checkpoint_that_says_how_it_was_made(folder: Path, tm
     told = record["training"]
     assert (told["steps"], told["see_steps"], told["episodes"], told["seed"]) == (2, 1, 2, 0)
     assert told["data_sha256"] == clips.data_hash(folder / "train", None) and told["parameters"] > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("pick_place_lamp", "lamp"), ("pick_place_text", "task"), ("reach", "none")]
+)
+def test_the_workcell_teaches_it_too(kind: str, told: str) -> None:
+    """A lamp there is where the simulator says, and shows the colour of the cube that is asked for."""
+    from thinkjepa_ros.data.sim.rollouts import make_rollout
+
+    episode = make_rollout(kind, "expert", 5)
+    sample = cut(episode, 0, 3, LIVE)
+    assert sample.told == told and shares([episode]).tolist() == [1.0]
+    tokens = lamp_tokens(episode, sample, None, GRID)
+    lit = {(t - 1) % len(LAMP_STATES) for t in tokens[tokens > NO_LAMP]} - {0}
+    if told != "lamp":
+        assert not lit and (sample.intent == UNKNOWN) == (told == "none")
+        return
+    colour = str(episode.intent["cube"])  # type: ignore[index]
+    assert lit == {LAMP_STATES.index(colour)}
+    late = cut(episode, 0, len(episode) - 1, LIVE)
+    assert late.told == ("lamp" if len(episode) <= 42 else "none")
+    # the token that is labelled shows it: brightest there in the channel of that colour
+    images = pictures(episode, sample, None).astype(int)[-1]
+    where = np.flatnonzero((tokens[-1] - 1) % len(LAMP_STATES) == LAMP_STATES.index(colour))[0]
+    side = images.shape[0] // GRID
+    row, column = divmod(int(where), GRID)
+    patch = images[row * side : (row + 1) * side, column * side : (column + 1) * side]
+    own = patch[..., CHANNEL[colour]] - np.delete(patch, CHANNEL[colour], -1).max(-1)
+    assert own.max() > 60
+
+
+def test_it_goes_on_from_another_thinker(folder: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    options: dict = {"see_steps": 1, "batch_size": 2, "threads": 1}
+    stage.train(folder, first, run=tmp_path / "run", steps=1, **options)
+    stage.train(folder, tmp_path / "second", run=tmp_path / "run2", steps=1, lr=0.0, start=first, **options)
+    assert json.loads((tmp_path / "second" / "model.json").read_text())["training"]["start"].startswith(tiny.NAME)
+    with pytest.raises(ThinkerError, match="no such folder"):
+        stage.train(folder, tmp_path / "third", run=tmp_path / "run3", steps=1, start=tmp_path / "none", **options)
+    words = json.loads((first / "tokenizer.json").read_text())
+    (first / "tokenizer.json").write_text(json.dumps(words))  # another spelling: not the file that the manifest names
+    with pytest.raises(ThinkerError):
+        stage.train(folder, tmp_path / "third", run=tmp_path / "run3", steps=1, start=first, **options)
+    assert not (tmp_path / "third").exists()
 
 
 def test_without_steps_the_mini_is_written_untrained_and_with_steps_data_are_needed(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ train.command("score")(train_score)
 @train.command("thinker")
 def train_thinker(
     data: Annotated[
-        Path | None, typer.Argument(help="Folder with train/ (episodes of `thinkjepa data sim`). Not for --steps 0.")
+        Path | None, typer.Argument(help="Folder with train/ (of `data sim` or `data rollouts`). Not for --steps 0.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")] = MINI / "thinker",
     run: Run = Path("out/thinker"),
@@ -47,6 +47,9 @@ def train_thinker(
     ] = defaults.SEE_STEPS,
     batch_size: Annotated[int, typer.Option(min=2, help="Windows in a step.")] = defaults.THINKER_BATCH,
     lr: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 1e-3,
+    start: Annotated[
+        Path | None, typer.Option(help="A mini thinker to go on from, such as models/mini/thinker.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first episodes.")] = None,
     seed: Seed = 0,
     threads: Threads = 2,
@@ -69,6 +72,7 @@ def train_thinker(
         seed=seed,
         threads=threads,
         limit=limit,
+        start=None if start is None else shipped(start),
     )
 
 

@@ -1,5 +1,5 @@
-"""What the mini thinker learns from: windows of cue-reach episodes as a live thinker would see them, and what it should
-say about them.
+"""What the mini thinker learns from: windows of cue-reach or the workcell as a live thinker would see them, and what it
+should say about them.
 
 A window ends at any frame of the episode, the slots of `thinker.window.Window` lie at any phase to the camera, and
 frames may be missing. The answer is what the window itself shows: a cue that was lit in a sampled frame, an instruction
@@ -30,6 +30,8 @@ WINDOW_S, SAMPLE_S = 8.0, 0.25
 EARLY = 0.35
 #: Share of each split among the windows of the training.
 _TAKEN = {"lamp": 0.4, "distractor": 0.3, "none": 0.18, "text": 0.12}
+#: What kinds of tasks of the workcell are told like.
+_LIKE = {"pick_place_lamp": "lamp", "pick_place_text": "text"}
 _OTHER_SIDE = {"left": "right", "right": "left"}
 
 
@@ -59,6 +61,13 @@ class Sample:
         s = self.stamps_ns
         origin = s[self.pairs[0].first]
         return [float((s[p.first] - origin) + (s[p.second] - origin)) * 0.5e-9 for p in self.pairs]
+
+
+def way(episode: Episode) -> str:
+    """How an episode tells what to do: its split in cue-reach, or the like of it in the workcell."""
+    if episode.split != "workcell":
+        return episode.split
+    return _LIKE.get(str(episode.details.get("kind")), "none")
 
 
 def answer(intent: int, told: str) -> str:
@@ -119,7 +128,7 @@ def cut(
             cue_seen[k] |= episode.cue_ns is not None and episode.cue_ns[0] <= stamp < episode.cue_ns[1]
     cue_seen = np.logical_or.accumulate(cue_seen)
     intent = int(episode.intent["class"]) if episode.intent else UNKNOWN
-    told = "lamp" if cue_seen[-1] else "task" if episode.split == "text" else "none"
+    told = "lamp" if cue_seen[-1] else "task" if way(episode) == "text" else "none"
     so_far = np.where(cue_seen, intent, UNKNOWN)
     instruction = episode.instruction
     if mirrored:
@@ -149,9 +158,9 @@ def _flashes(episode: Episode) -> list[tuple[int, int, int, str]]:
 
 
 def shares(episodes: Sequence[Episode]) -> np.ndarray:
-    """How often each episode is taken in training, float64 [N]: by its split, whatever the shares in the folder are."""
-    counts = Counter(e.split for e in episodes)
-    weight = np.array([_TAKEN.get(e.split, 0.0) / counts[e.split] for e in episodes])
+    """How often each episode is taken in training, float64 [N]: by its way, whatever the shares in the folder are."""
+    counts = Counter(map(way, episodes))
+    weight = np.array([_TAKEN.get(way(e), 0.0) / counts[way(e)] for e in episodes])
     if not weight.sum() > 0:
         raise EpisodeError(f"none of the episodes is of a split that tells something: {', '.join(sorted(counts))}")
     return weight / weight.sum()

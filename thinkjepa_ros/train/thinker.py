@@ -16,11 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
+from .. import checkpoints
 from ..data.episode import Episode
 from ..data.told import Sample, draw, shares
+from ..thinker import folder as thinker_folder
 from ..thinker import tiny
+from ..thinker.errors import ThinkerError
 from .clips import data_hash, load_folder
 from .distributed import group
 from .pupil import Batch, Pupil, Seen
@@ -145,6 +148,25 @@ def fit(
     return see, run
 
 
+def _go_on_from(start: Path, pupil: Pupil, words: Path) -> str:
+    """Give the pupil the weights of a mini thinker whose tokenizer is that in `words`; returns what it is called.
+
+    Raises ThinkerError.
+    """
+    found = thinker_folder.find(start)
+    network = Qwen3VLForConditionalGeneration.from_pretrained(found.folder, local_files_only=True)
+    same = (found.folder / "tokenizer.json").read_bytes() == (words / "tokenizer.json").read_bytes()
+    try:
+        pupil.model.load_state_dict(network.state_dict())
+    except RuntimeError:
+        same = False
+    if not same:
+        raise ThinkerError(
+            f"{start}: no mini thinker of this version; training goes on from one of `train thinker` only"
+        )
+    return f"{found.name} {checkpoints.sha256_of(found.weight_files[0])[:8]}"
+
+
 def train(
     data: Path | None,
     out: Path,
@@ -157,10 +179,12 @@ def train(
     seed: int = 0,
     threads: int = 2,
     limit: int | None = None,
+    start: Path | None = None,
 ) -> None:
     """`thinkjepa train thinker`: train on the episodes in `data` (folder train/) and write the checkpoint to `out`.
 
-    steps 0 writes the untrained mini. Raises run.Stopped, EpisodeError, ValueError.
+    steps 0 writes the untrained mini. start: folder of a mini thinker to go on from. Raises run.Stopped, EpisodeError,
+    ThinkerError, ValueError.
     """
     if steps == 0:
         tiny.build(out, seed)
@@ -181,11 +205,14 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pupil = Pupil(tiny.model(ids, seed), tokenizer)
+    base = "" if start is None else _go_on_from(start, pupil, folder)
     pupil.requires_grad_(True)
     source = data / "train"
     episodes = load_folder(source, limit)
     options: dict[str, Any] = {"see_steps": see_steps, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     record = {**options, "episodes": len(episodes), "data_sha256": data_hash(source, limit)}
+    if base:
+        record["start"] = base
     see, done = fit(pupil, episodes, run, **options, describe=record)
     training: dict[str, Any] = {
         **made_by("thinkjepa train thinker", threads, done),

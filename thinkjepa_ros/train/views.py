@@ -12,8 +12,10 @@ import cv2
 import numpy as np
 
 from ..data.episode import Episode, EpisodeError
+from ..data.sim.rollouts import WORKCELL_VERSION
 from ..data.sim.script import SCENE_VERSION
 from ..data.sim.script import draw as draw_script
+from ..data.sim.tasks import KINDS, draw_task
 from ..data.told import LAMP_STATES, Sample
 
 #: Class of a token without a lamp in `lamp_tokens`; above it 1 + side * states + state.
@@ -103,12 +105,18 @@ def lamp_tokens(episode: Episode, sample: Sample, view: View | None, grid: int) 
 
 def _lamp_pixels(episode: Episode, frame: int, mirrored: bool) -> np.ndarray:
     """Pixels of the left and the right lamp as seen, float64 [2, 2]; NaN behind the camera."""
-    if episode.details.get("scene_version") != SCENE_VERSION:
+    name, version, command = (
+        ("workcell_version", WORKCELL_VERSION, "rollouts")
+        if episode.split == "workcell"
+        else ("scene_version", SCENE_VERSION, "sim")
+    )
+    if episode.details.get(name) != version:
         raise EpisodeError(
-            f"episode {episode.seed} is not of version {SCENE_VERSION} of the scene; make it with `thinkjepa data sim`"
+            f"episode {episode.seed} is not of version {version} of the scene; make it with `thinkjepa data {command}`"
         )
     pose = episode.camera_pose[frame]
-    pixels = episode.camera.project((_lamps(episode.split, episode.seed) - pose[:3, 3]) @ pose[:3, :3])
+    split = str(episode.details["kind"]) if episode.split == "workcell" else episode.split
+    pixels = episode.camera.project((_lamps(split, episode.seed) - pose[:3, 3]) @ pose[:3, :3])
     if mirrored:
         pixels = (pixels * [-1, 1] + [episode.camera.width - 1, 0])[::-1]
     return pixels
@@ -116,5 +124,5 @@ def _lamp_pixels(episode: Episode, frame: int, mirrored: bool) -> np.ndarray:
 
 @lru_cache(maxsize=100_000)
 def _lamps(split: str, seed: int) -> np.ndarray:
-    look = draw_script(split, seed).look
+    look = (draw_task if split in KINDS else draw_script)(split, seed).look
     return np.array([[x, y, look.lamp_height + _GLOBE_ABOVE_POST_M] for x, y in look.lamp_xy])
