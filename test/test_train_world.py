@@ -37,7 +37,7 @@ EPISODES = [world_kit.episode(seed, 16) for seed in range(3)]
 
 def small(recipe: Recipe = RECIPE, episodes: list = EPISODES, **changes: int) -> tuple[Learner, list[Track]]:
     torch.manual_seed(3)
-    options: dict = {"latent": 12, "pooled": 2, "horizon": 4, "width": 24, "depth": 1, "points": 3, **changes}
+    options: dict = {"latent": 12, "pooled": 2, "horizon": 4, "width": 24, "depth": 1, "points": (3, 4), **changes}
     config, tracks = world.configuration(episodes, dataclasses.replace(ENCODER), **options)
     return Learner(Imagination(config), recipe), tracks
 
@@ -196,30 +196,34 @@ def test_without_sigreg_prediction_alone_collapses_and_the_gauge_sees_it(tmp_pat
         run(tmp_path, recipe, steps=400, lr=1e-2, gauge=CollapseGauge(least_spread=0.05))
 
 
-def test_points_find_the_robot_and_begin_where_they_change_nothing(tmp_path: Path) -> None:
+def test_points_find_the_robot_and_the_place_is_read_from_them(tmp_path: Path) -> None:
     learner, tracks = small()
     net = learner.net
-    pictures = torch.from_numpy(tracks[0].images(range(4)))
-    with torch.no_grad():
-        told = net.see(pictures)
-        assert torch.equal(told, net.project(net.encoder.frames(pictures)))
+    pictures = torch.from_numpy(tracks[0].images(range(16)))
+    before = net.project(net.encoder.frames(pictures))
     done = teach(tracks, net, tmp_path / "a", steps=150, seed=0, describe={}, quiet=True)
     rows = [line.split(",") for line in (tmp_path / "a" / "log.csv").read_text().splitlines()]
-    off = [float(row[rows[0].index("gripper_m")]) for row in rows[1:]]
-    assert off[-1] < 0.8 * off[0] and done.step == 150
+    told = [float(row[rows[0].index("gripper_m")]) for row in rows[1:]]
+    assert told[-1] < 0.8 * told[0] and done.step == 150
+    assert net.points is not None
     with torch.no_grad():
-        assert net.points is not None and 0.3 < (net.see(pictures) - told).std() < 30
+        seen = net.see(pictures)
+        assert torch.equal(seen[..., :8], before) and torch.equal(seen[:, 0, 8:], seen[:, 5, 8:])
+        assert 0.1 < seen[..., 8:].std() < 10
+        off = (net.read_state(net.pool(seen))[:, :3] - torch.from_numpy(tracks[0].states[:16, :3])).norm(dim=1).mean()
+    assert off < 1.2 * told[-1]
     again = small()[0].net
     teach(tracks, again, tmp_path / "a", steps=150, seed=0, describe={}, quiet=True)  # done already: the same weights
     assert again.points is not None
     for name, tensor in net.points.state_dict().items():
         assert torch.equal(tensor, again.points.state_dict()[name]), name
     with pytest.raises(ValueError, match="no points"):
-        teach(tracks, small(points=0)[0].net, tmp_path / "b", steps=1, seed=0, describe={}, quiet=True)
+        teach(tracks, small(points=(0, 0))[0].net, tmp_path / "b", steps=1, seed=0, describe={}, quiet=True)
 
 
 def test_an_encoder_that_shall_stay_stays(data: Path, tmp_path: Path) -> None:
     options: dict = {"steps": 2, "batch_size": 4, "threads": 1, "latent": 12, "pooled": 2, "horizon": 4, "see_steps": 2}
+    options |= {"points": 3, "points_width": 4}
     sizes = {"image_size": 32, "encoder_depth": 1, "dtype": "float32"}
     train_world(data, tmp_path / "one", run=tmp_path / "run", **options, **sizes)  # type: ignore[arg-type]
     train_world(
@@ -293,7 +297,7 @@ def test_a_moment_gets_the_newest_thought_that_was_known_by_then(data: Path, tmp
 
 def test_the_stage_writes_a_checkpoint_that_loads_and_is_checked(data: Path, tmp_path: Path) -> None:
     options: dict = {"run": tmp_path / "run", "steps": 3, "batch_size": 4, "threads": 1, "dtype": "float32"}
-    options["see_steps"] = 2
+    options |= {"see_steps": 2, "points": 3, "points_width": 4}
     out = tmp_path / "world"
     train_world(data, out, image_size=32, encoder_depth=1, latent=16, pooled=2, horizon=4, **options)
     net, manifest = load_imagination(out)

@@ -31,6 +31,9 @@ def train_world(
     points: Annotated[
         int, typer.Option(min=0, help="Points that the eye follows, beside the encoder; 0: the encoder alone.")
     ] = defaults.WORLD_POINTS,
+    points_width: Annotated[
+        int, typer.Option(min=1, help="How much of --latent is theirs.")
+    ] = defaults.WORLD_POINTS_WIDTH,
     see_steps: Annotated[
         int, typer.Option(min=0, help="Steps beforehand in which these points learn where robot and things are.")
     ] = defaults.WORLD_SEE_STEPS,
@@ -40,7 +43,8 @@ def train_world(
     batch_size: Annotated[int, typer.Option(min=2, help="Moments in a step.")] = defaults.WORLD_BATCH,
     lr: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = defaults.WORLD_LR,
     encoder_rate: Annotated[
-        float, typer.Option(min=0.0, help="Learning rate of the encoder, as a share of the others'; 0: it stays.")
+        float,
+        typer.Option(min=0.0, help="Learning rate of encoder and points, as a share of the others'; 0: they stay."),
     ] = 1.0,
     target: Annotated[
         str, typer.Option(help="Targets are latents of the encoder itself (online) or of its moving average (moving).")
@@ -97,6 +101,7 @@ def train_world(
         latent=latent,
         pooled=pooled,
         points=points,
+        points_width=points_width,
         see_steps=see_steps,
         context=context,
         horizon=horizon,

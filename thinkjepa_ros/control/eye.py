@@ -87,25 +87,27 @@ class Look(nn.Module):
 class Points(nn.Module):
     """uint8 images [B, S, S, 3] -> where `count` learned things are in the picture, as one vector [B, width].
 
-    Every point is a soft argmax over the fine map (spatial softmax, arXiv 1504.00702), and what was found there. The
-    last layer begins at 0: added to something, it changes nothing before it is trained.
+    Every point is a soft argmax over the fine map (spatial softmax, arXiv 1504.00702), and what was found there.
     """
 
     fine: Tensor
 
-    def __init__(self, camera: Camera, count: int, width: int, channels: int = 32, hidden: int = 128):
+    def __init__(self, camera: Camera, count: int, width: int, channels: int = 32, hidden: int = 192):
         super().__init__()
+        self.cells = camera.width // STRIDE
         self.detail = Detail(channels)
+        #: Sees twice as far about: how high a gripper is shows in what is beside it.
+        self.around = nn.Conv2d(channels, channels, 3, padding=2, dilation=2)
         self.score, self.what = nn.Linear(channels, count), nn.Linear(channels, _WHAT)
         self.first, self.last = nn.Linear(count * (2 + _WHAT), hidden), nn.Linear(hidden, width)
         with torch.no_grad():
             self.score.weight.mul_(_SHARP)  # an even look over the whole picture finds nothing, and learns slowly
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
         self.register_buffer("fine", rays(camera, camera.width // STRIDE), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         map_ = self.detail(images)
+        square = map_.mT.unflatten(2, (self.cells, self.cells))
+        map_ = map_ + F.relu(self.around(square)).flatten(2).mT
         look = self.score(map_).float().softmax(1).mT
         where, what = look @ self.fine / _RAY, look.to(map_.dtype) @ self.what(map_)
         found: Tensor = self.last(F.gelu(self.first(torch.cat((where.to(what.dtype), what), -1).flatten(1))))

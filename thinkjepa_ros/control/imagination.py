@@ -6,7 +6,7 @@
 Every frame is encoded alone, as in V-JEPA 2-AC (arXiv 2506.09985). The latents are a linear map of the encoder's
 tokens: a layer norm ends the encoder, and what it leaves has not the freedom that the penalty against collapse asks
 for. A token of a small encoder covers several centimetres, and pooling blurs it further: `points` (soft argmaxes over a
-finer map) tell every latent where things are. Without them the gripper could be read from pooled latents to 12 cm.
+finer map) tell every latent where things are, in dimensions of their own.
 States and actions are those of `space`: in the orientation of the camera.
 """
 
@@ -45,6 +45,7 @@ class ImaginationConfig:
     camera: Camera  #: the canonical camera: what the encoder's image must look like
     action_s: float = 0.2  #: seconds that an action lasts, and from one context latent to the next
     points: int = 0  #: see the head of this file
+    points_width: int = 0  #: how many dimensions of a latent are theirs
 
     def __post_init__(self) -> None:
         size = self.encoder.image_size
@@ -60,6 +61,12 @@ class ImaginationConfig:
             raise ValueError(f"points is {self.points!r}, must be a whole number in 0 … 1024")
         if self.points and size % STRIDE:
             raise ValueError(f"points need images of a multiple of {STRIDE} pixels, not {size}")
+        low, high = (1, self.world.latent_width - 1) if self.points else (0, 0)
+        if type(self.points_width) is not int or not low <= self.points_width <= high:
+            raise ValueError(
+                f"points_width is {self.points_width!r}, must be in {low} … {high}: below the latents' width, and 0 if "
+                "there are no points"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -89,10 +96,10 @@ class Imagination(nn.Module):
         self.config = config
         w = config.world
         self.encoder = Encoder(config.encoder)
-        self.project = nn.Linear(config.encoder.width, w.latent_width)
+        self.project = nn.Linear(config.encoder.width, w.latent_width - config.points_width)
         nn.init.orthogonal_(self.project.weight)
         nn.init.zeros_(self.project.bias)
-        self.points = Points(config.camera, config.points, w.latent_width) if config.points else None
+        self.points = Points(config.camera, config.points, config.points_width) if config.points else None
         self.world = WorldModel(w)
         self.place = nn.Linear(w.tokens * w.latent_width, w.state_dim)
         #: Mean absolute error of the predictions on training data, by token and width.
@@ -157,7 +164,10 @@ def seen_by(eye: Iterable[nn.Module], images: Tensor) -> Tensor:
     """`Imagination.see` with these parts: its own, or a moving average of them."""
     encoder, project, *points = eye
     latents: Tensor = project(encoder.frames(images))  # type: ignore[operator]
-    return latents + points[0](images)[:, None] if points else latents
+    if not points:
+        return latents
+    told = points[0](images)[:, None].expand(-1, latents.shape[1], -1)
+    return torch.cat((latents, told.to(latents.dtype)), -1)
 
 
 def canonical_camera(camera: Camera, size: int) -> Camera:

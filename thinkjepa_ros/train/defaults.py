@@ -40,6 +40,7 @@ WORLD_ENCODER_DEPTH = 4
 WORLD_LATENT = 64  #: width of the latents that are planned in
 WORLD_POOLED = 4
 WORLD_POINTS = 24  #: things that its eye can follow
+WORLD_POINTS_WIDTH = 24  #: of the width of a latent
 WORLD_SEE_STEPS = 3000  #: steps before the others, in which they learn to see
 WORLD_CONTEXT = 2  #: frames
 WORLD_HORIZON = 8  #: actions

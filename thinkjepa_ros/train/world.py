@@ -68,12 +68,12 @@ def train(
     quiet: bool = False,
 ) -> tuple[Run, Reading | None]:
     """Train `learner` in place. Resumes from `folder`. encoder_rate: learning rate of the encoder as a share of the
-    others'. Raises run.Stopped, Collapsed, ValueError.
+    others', and of the points. Raises run.Stopped, Collapsed, ValueError.
     """
     net, recipe = learner.net, learner.recipe
     w = net.config.world
     device = next(net.parameters()).device
-    slower = {"net.encoder.": encoder_rate} if encoder_rate not in (0, 1) else {}
+    slower = {name: encoder_rate for name in ("net.encoder.", "net.points.") if encoder_rate not in (0, 1)}
     run = Run(
         folder, learner, steps, lr, seed, describe, warm_up=max(1, min(100, steps // 10)), quiet=quiet, slower=slower
     )
@@ -122,7 +122,7 @@ def whiten(tracks: Sequence[Track], net: Imagination, seed: int, changes: bool) 
     middle = tokens.mean((0, 1))
     rows = (tokens[1::2] - tokens[::2] if changes else tokens - tokens.mean(0, keepdim=True)).flatten(0, 1)
     values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
-    count = net.config.world.latent_width
+    count = net.project.out_features
     if count > len(values):
         raise ValueError(f"latents of width {count} cannot come from an encoder of width {len(values)}")
     values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
@@ -165,7 +165,7 @@ def configuration(
     action_s: float = 0.2,
     guide: tuple[int, int] = (0, 0),
     sight: Sight = "actions",
-    points: int = 0,
+    points: tuple[int, int] = (0, 0),
 ) -> tuple[ImaginationConfig, list[Track]]:
     """What fits these episodes, and the episodes as tracks. Raises EpisodeError, ValueError."""
     camera = imagination.canonical_camera(episodes[0].camera, encoder.image_size)
@@ -176,7 +176,7 @@ def configuration(
         action_steps=1, width=width, depth=depth, action_dim=space.DIM, state_dim=space.DIM, guide_layers=guide[0],
         guide_width=guide[1], sight=sight, **spread,
     )  # fmt: skip
-    return ImaginationConfig(encoder, world, camera, action_s, points), tracks
+    return ImaginationConfig(encoder, world, camera, action_s, *points), tracks
 
 
 def train_world(
@@ -192,6 +192,7 @@ def train_world(
     context: int = defaults.WORLD_CONTEXT,
     horizon: int = defaults.WORLD_HORIZON,
     points: int = defaults.WORLD_POINTS,
+    points_width: int = defaults.WORLD_POINTS_WIDTH,
     see_steps: int = defaults.WORLD_SEE_STEPS,
     recipe: Recipe | None = None,
     steps: int = defaults.WORLD_STEPS,
@@ -208,10 +209,10 @@ def train_world(
     """Train an imagination on the episodes in `data` (or its folder train/) and write it to `out`.
 
     init: checkpoint whose encoder it starts from (a predictor's or another imagination's); else from scratch, with
-    `encoder_depth` blocks on images of `image_size`. points, see_steps: of the eye (`Imagination`), and the steps in
-    which they learn to see beforehand (`world_points`). encoder_rate 0 leaves the encoder as it is. thoughts: folder of
-    cached thoughts (`train cache`). Work in progress lives in `run`; the same command goes on where it was. Raises
-    run.Stopped, Collapsed, EpisodeError, CheckpointError, CacheError, ValueError.
+    `encoder_depth` blocks on images of `image_size`. points, points_width, see_steps: of the eye (`Imagination`), and
+    the steps in which it learns to see beforehand (`world_points`). encoder_rate 0 leaves encoder and points as they
+    are then. thoughts: folder of cached thoughts (`train cache`). Work in progress lives in `run`; the same command
+    goes on where it was. Raises run.Stopped, Collapsed, EpisodeError, CheckpointError, CacheError, ValueError.
     """
     where, recipe = model.torch_device(device), recipe or Recipe()
     use_threads(threads)
@@ -222,15 +223,13 @@ def train_world(
     said = Thoughts.load(thoughts, episodes) if thoughts else None
     whole, tracks = configuration(
         episodes, config, latent=latent, pooled=pooled, context=context, horizon=horizon,
-        guide=said.shape if said else (0, 0), points=points,
+        guide=said.shape if said else (0, 0), points=(points, points_width if points else 0),
     )  # fmt: skip
     torch.manual_seed(seed)
     net = Imagination(whole)
     if known is not None:
         net.encoder.load_state_dict(known.state_dict())
     whiten(tracks, net, seed, recipe.sigreg_on == "changes")
-    if not encoder_rate:
-        net.encoder.requires_grad_(False)
     learner = Learner(net, recipe).to(where)
     describe = {
         "seed": seed, "steps": steps, "batch_size": batch_size, "lr": lr, "encoder_rate": encoder_rate,
@@ -245,6 +244,9 @@ def train_world(
             tracks, net, run / "points", steps=see_steps, seed=seed, dtype=getattr(torch, chosen),
             describe={**of_points, "config": whole.as_dict(), "dtype": chosen},
         )  # fmt: skip
+    if not encoder_rate:
+        for part in (net.encoder, net.points or net.encoder):
+            part.requires_grad_(False)
     done, reading = train(
         tracks, learner, run, steps=steps, batch_size=batch_size, lr=lr, seed=seed,
         describe={**describe, "config": whole.as_dict(), "dtype": chosen}, dtype=getattr(torch, chosen),

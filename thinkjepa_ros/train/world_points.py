@@ -21,7 +21,6 @@ from .run import Run
 from .world_data import THINGS, Track
 
 BATCH, LR = 48, 3e-3
-_OUT = 0.1  # standard deviation of the weights that begin at 0 otherwise
 _FRAMES = 256  # by which they are scaled at the end
 
 
@@ -35,7 +34,6 @@ class PointsLearner(nn.Module):
         super().__init__()
         self.points = points
         self.read = nn.Linear(points.last.out_features, space.DIM + 3 * len(THINGS))
-        nn.init.normal_(points.last.weight, std=_OUT)
         self.register_buffer("mean", state_mean.clone(), persistent=False)
         self.register_buffer("std", state_std.clone(), persistent=False)
 
@@ -63,8 +61,10 @@ def teach(
     dtype: torch.dtype = torch.float32,
     quiet: bool = False,
 ) -> Run:
-    """Teach `net.points` in place; resumes from `folder`. At the end their part of a latent changes within half a
-    horizon by about 1, as `world.whiten` makes the other part do. Raises run.Stopped, ValueError.
+    """Teach `net.points` in place, and let `net.place` read from them; resumes from `folder`.
+
+    At the end their part of a latent changes within half a horizon by about 1, as `world.whiten` makes the other part
+    do. Raises run.Stopped, ValueError.
     """
     if net.points is None:
         raise ValueError("this imagination has no points to teach; build it with some")
@@ -77,7 +77,7 @@ def teach(
             loss, notes = learner(*(x.to(device) for x in batch))
         norm = run.update(loss / run.group.world)  # every process computes the whole batch
         run.note(loss=loss.item(), **notes, grad=norm)
-    _scale(tracks, net, run.random(steps))
+    _finish(tracks, net, learner.read, run.random(steps))
     return run
 
 
@@ -92,7 +92,8 @@ def _draw(tracks: Sequence[Track], size: int, rng: np.random.Generator) -> list[
 
 
 @torch.no_grad()
-def _scale(tracks: Sequence[Track], net: Imagination, rng: np.random.Generator) -> None:
+def _finish(tracks: Sequence[Track], net: Imagination, read: nn.Linear, rng: np.random.Generator) -> None:
+    """Scale what the points say, and hand the reader's knowledge of the robot's state to `net.place`."""
     assert net.points is not None
     images = []
     for number in rng.integers(len(tracks), size=_FRAMES // 2):
@@ -104,3 +105,8 @@ def _scale(tracks: Sequence[Track], net: Imagination, rng: np.random.Generator) 
     changes = (told[1::2] - told[::2]).std().clamp(min=1e-6)
     net.points.last.weight /= changes
     net.points.last.bias.copy_((net.points.last.bias - told.mean(0)) / changes)
+    w = net.config.world
+    place = net.place.weight.view(w.state_dim, w.tokens, w.latent_width)
+    place.zero_()
+    place[..., net.project.out_features :] = (read.weight[: space.DIM] * changes / w.tokens)[:, None]
+    net.place.bias.copy_(read.bias[: space.DIM] + read.weight[: space.DIM] @ told.mean(0))
