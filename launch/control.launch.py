@@ -1,6 +1,6 @@
 """Controller, thinker and, in place of a robot, the simulator.
 
-ros2 launch thinkjepa_ros control.launch.py imagination:=FOLDER policy:=FOLDER
+ros2 launch thinkjepa_ros control.launch.py kind:=pick_place_text policy:=control mode:=both
 ros2 launch thinkjepa_ros control.launch.py simulator:=false image_topic:=/camera/image_raw image_transport:=raw ...
 ros2 service call /controller/enable std_srvs/srv/SetBool "{data: true}"     # nothing moves before
 
@@ -56,9 +56,11 @@ ARGUMENTS = [
         "real_time_factor", default_value="1.0", description="Simulated seconds per second: 0.5 is half as fast."
     ),
     DeclareLaunchArgument(
-        "imagination", default_value="mini", description="Checkpoint folder of encoder and world model, or mini."
+        "imagination", default_value="control", description="Checkpoint folder of encoder and world model, or control."
     ),
-    DeclareLaunchArgument("policy", default_value="", description="Checkpoint folder of the policy. Empty: none."),
+    DeclareLaunchArgument(
+        "policy", default_value="", description="Checkpoint folder of the policy, or control. Empty: none."
+    ),
     DeclareLaunchArgument(
         "mode",
         default_value="planner",
@@ -66,7 +68,7 @@ ARGUMENTS = [
         description="Where actions come from: a search, the policy, or a search that begins with its proposals.",
     ),
     DeclareLaunchArgument(
-        "thinker_model", default_value="mini", description="Checkpoint folder of the thinker, or mini."
+        "thinker_model", default_value="control", description="Checkpoint folder of the thinker, or mini, or control."
     ),
     DeclareLaunchArgument("device", default_value="cpu", description="Where the controller runs: cpu, cuda or cuda:N."),
     DeclareLaunchArgument(
@@ -150,7 +152,7 @@ SIMULATOR_PARAMETERS = {
     "real_time_factor": "real_time_factor",
 }
 #: The defaults of these differ from those of the nodes: they always count.
-ALWAYS = ("image_transport",)
+ALWAYS = ("image_transport", "thinker_model")
 #: What ROS must not take for words.
 TYPES = {"seed": int, "real_time_factor": float}
 

@@ -217,6 +217,27 @@ def test_proposals_enter_the_search_and_can_win() -> None:
     assert sources == {"policy", "planner"} and len(kept) > 1
 
 
+def test_both_leaves_to_the_policy_what_nothing_scores() -> None:
+    both = make(dataclasses.replace(QUICK, mode="both", proposals=4), small_policy())
+    stamps = look(both)
+    assert both.plan(stamps, STATE, POSE).plan is None
+    both.instruct("do what the lamp says")
+    assert both.plan(stamps, STATE, POSE).plan is None
+    both.instruct("put the red cube in the left tray")
+    plan = both.plan(stamps, STATE, POSE).plan
+    assert plan is not None and plan.source == "policy"
+    alone = make(dataclasses.replace(QUICK, mode="policy"), small_policy())
+    alone.instruct("put the red cube in the left tray")
+    own = alone.plan(look(alone), STATE, POSE).plan
+    assert own is not None and np.array_equal(plan.actions, own.actions)
+    both.show_goal(GOAL, world_kit.CAMERA)
+    searched = both.plan(stamps, STATE, POSE).plan
+    assert searched is not None and np.isfinite(searched.energy)
+    both.show_goal(None)
+    both.set_options(dataclasses.replace(QUICK, mode="both", proposals=4, aim="subgoal"))
+    assert "no sub-goal" in both.plan(stamps, STATE, POSE).reason
+
+
 def test_words_are_planned_for_where_a_score_knows_them() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)

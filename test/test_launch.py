@@ -43,7 +43,6 @@ SAME = {
         "mode": (CONTROLLER, "mode"),
         "device": (CONTROLLER, "device"),
         "autostart": (CONTROLLER, "autostart"),
-        "thinker_model": (THINKER, "model"),
         "thinker_device": (THINKER, "device"),
         "kind": (SIMULATOR, "kind"),
         "seed": (SIMULATOR, "seed"),
@@ -205,7 +204,8 @@ def test_control_without_arguments_is_a_simulated_robot_on_compressed_images(tmp
     assert set(nodes) == {"/simulator", "/controller", "/thinker"}
     assert nodes["/simulator"]["parameters"] == {} and not nodes["/simulator"]["remaps"]
     for name in ("/controller", "/thinker"):
-        assert nodes[name]["parameters"] == {"image_transport": "compressed"}
+        more = {"model": "control"} if name == "/thinker" else {}  # the one that learned to look at the workcell
+        assert nodes[name]["parameters"] == {"image_transport": "compressed"} | more
         assert nodes[name]["remaps"]["image/compressed"] == "camera/image/compressed"
         assert nodes[name]["remaps"]["camera_info"] == "camera/camera_info"
     assert nodes["/controller"]["remaps"]["camera_pose"] == "camera/pose"

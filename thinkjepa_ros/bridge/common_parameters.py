@@ -8,14 +8,14 @@ from .parameter import Parameter
 MAX_INSTRUCTION = 500
 
 
-def model_rows(what: str) -> tuple[Parameter, ...]:
-    """Rows of a node that runs a model. what: the model, in words."""
+def model_rows(what: str, shipped: str = "mini") -> tuple[Parameter, ...]:
+    """Rows of a node that runs a model. what: the model, in words. shipped: see `bridge.shipped`."""
     return (
         Parameter(
             "model",
-            "mini",
-            f"Checkpoint folder of the {what}. `mini` is the one that comes with the package; anything else is a path. "
-            "Nothing is ever downloaded.",
+            shipped,
+            f"Checkpoint folder of the {what}. `{shipped}` is the one that comes with the package; anything else is a "
+            "path. Nothing is ever downloaded.",
         ),
         Parameter("device", "cpu", "Where the model runs: cpu, cuda or cuda:N.", pattern=r"cpu|cuda(:\d+)?"),
         Parameter(

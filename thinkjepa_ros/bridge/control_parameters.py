@@ -13,8 +13,13 @@ if TYPE_CHECKING:
     from ..control.options import Options
 
 _MODEL = (
-    *model_rows("imagination (encoder and world model)"),
-    Parameter("policy", "", "Checkpoint folder of the policy. Empty: none.", max_length=4096),
+    *model_rows("imagination (encoder and world model)", "control"),
+    Parameter(
+        "policy",
+        "",
+        "Checkpoint folder of the policy; `control` is the one that comes with the package. Empty: none.",
+        max_length=4096,
+    ),
     Parameter(
         "score",
         "",

@@ -6,17 +6,19 @@ from pathlib import Path
 
 from thinkjepa_ros import resources
 
-SHIPPED = "mini"
+#: Folders of models/: of forecasts, and of the controller.
+SHIPPED = ("mini", "control")
 
 
 def model_folder(value: str, part: str = "") -> Path:
-    """The folder that the parameter `model` means: `mini` is models/mini/<part> of the package, anything else a path.
+    """The folder that a parameter such as `model` means: `mini` is models/mini/<part> of the package, `control` is
+    models/control/<part>, anything else a path.
 
     Raises FileNotFoundError where the package's own models are missing.
     """
-    if value != SHIPPED:
+    if value not in SHIPPED:
         return Path(value).expanduser()
     try:
-        return resources.find(Path("models", SHIPPED, part))
+        return resources.find(Path("models", value, part))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}, or set the parameter model to a checkpoint folder") from None
+        raise FileNotFoundError(f"{error}, or set the parameter to a checkpoint folder") from None

@@ -37,8 +37,8 @@ def demo_control(
     size: Annotated[str, typer.Option(help="Size of the camera's images: 128 … 640x480.")] = "256",
     thinker: Annotated[bool, typer.Option(help="Run the thinker node beside the controller.")] = True,
     thinker_model: Annotated[
-        str, typer.Option(help="Checkpoint folder of the thinker, or a shipped model's name.")
-    ] = "mini",
+        str, typer.Option(help="Checkpoint folder of the thinker, or a shipped model's name (mini, control).")
+    ] = "control",
     device: Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1 …")] = "cpu",
     video: Annotated[bool, typer.Option(help="Write a film with the plans drawn in.")] = True,
 ) -> None:

@@ -5,7 +5,8 @@
     state, pose of the camera ------------------'
 
 Modes: "planner" searches in the imagined world, "policy" takes what the policy proposes, "both" lets the search begin
-with the policy's proposals and pick among all. A plan says what staying costs; whether it is worth moving is for
+with the policy's proposals and pick among all; where nothing can be searched for (words that no score knows), it takes
+what the policy proposes. A plan says what staying costs; whether it is worth moving is for
 `watch` to say, and whether it may leave for `guard`.
 
 One thread observes and plans; `show_goal` and `instruct` may come from any.
@@ -300,7 +301,8 @@ class Controller:
             wanted = self._guidance.subgoal if self._guidance is not None and scene.weight else None
             target = self._aims.target(options.aim, self._distance, wanted, self._words(answers=True))
             if target.term is None:
-                return Outcome(None, target.reason)
+                told = options.aim == "auto" and self._policy is not None and self._told(scene)
+                return self._policy_plan(scene) if told else Outcome(None, target.reason)
             problem = self._problem(scene, target.term)
             proposals = None
             if self._policy is not None:
@@ -320,6 +322,13 @@ class Controller:
         self._planned = (stamp, target.key)
         plan = result.plan(stamp, self.action_s, self._age(scene))
         return Outcome(plan, imagined=result.imagined, parts=result.parts)
+
+    def _told(self, scene: _Scene) -> bool:
+        """Whether the policy knows what is asked for, by words or by a thought."""
+        policy = self._policy
+        words = self._words(answers=True)
+        guided = policy is not None and policy.config.guide_layers > 0 and scene.weight > 0
+        return guided or all(word < unknown for word, unknown in zip(words, UNTOLD, strict=True))
 
     def _words(self, answers: bool) -> tuple[int, int]:
         """Cube and tray that are asked for. answers: what the instruction leaves open, the thinker's answer tells."""

@@ -81,7 +81,7 @@ class ControlGraph:
         controlling: Mapping[str, Any],
         controller: str = NODES + "controller",
         simulating: Mapping[str, Any] | None = None,
-        thinker: str | None = "mini",
+        thinker: str | None = "control",
         device: str = "cpu",
         film: bool = True,
         note: str = "",
@@ -158,7 +158,7 @@ def demo_control(
     kinds: Sequence[str] = ("reach", "pick_place_text"),
     seed: int = 2_000_000,
     size: str = "256",
-    thinker: str | None = "mini",
+    thinker: str | None = "control",
     device: str = "cpu",
     film: bool = True,
     console: Console | None = None,
@@ -167,7 +167,7 @@ def demo_control(
 ) -> int:
     """Have the robot do one task of each kind; returns the exit status.
 
-    imagination, policy: checkpoint folders (default: the shipped ones). thinker: "mini", a folder, or None.
+    imagination, policy: checkpoint folders (default: the shipped ones). thinker: "mini", "control", a folder, or None.
     controller: module of the controller; one that is not ours gets the parameters `controlling` and no weights.
     0: every task was tried; 1: not, and it was said why. Whether tasks succeeded is in the words and in result.json.
     """

@@ -87,8 +87,8 @@ class ControllerNode(CameraNode):
         make_arm(p.__getitem__)
         torch.set_num_threads(p["cpu_threads"])
         cv2.setNumThreads(p["cpu_threads"])
-        folder = model_folder(p["model"], "imagination")
-        parts = (p["policy"] or None, p["device"], p["dtype"], p["score"] or None)
+        folder, policy = model_folder(p["model"], "imagination"), p["policy"]
+        parts = (model_folder(policy, "policy") if policy else None, p["device"], p["dtype"], p["score"] or None)
         controller = Controller.load(folder, options_of(p), *parts)
         controller.warm_up()
         self.get_logger().info(f"{controller.model_id} imagines on {controller.words}")
