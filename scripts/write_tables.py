@@ -1,6 +1,7 @@
 """Write the tables of the documents from the JSON files that the evaluations wrote.
 
-A table stands between `<!-- table SOURCE: NAME -->` and `<!-- end -->`; SOURCE is a file in models/mini. Run it after
+A table stands between `<!-- table SOURCE: NAME -->` and `<!-- end -->`; SOURCE is a file in models/mini, or
+control/FILE, which is one in models/control. Run it after
 an evaluation; the tests run it with --check, so that no document says what was not measured.
 
     python scripts/write_tables.py [--check]
@@ -15,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from thinkjepa_ros.evaluation import card
+from thinkjepa_ros.evaluation import card, world_report
+from thinkjepa_ros.evaluation.control import report as control_report
 from thinkjepa_ros.evaluation.cue_reach import report
 
 ROOT = Path(__file__).resolve().parents[1]
-MINI = ROOT / "models" / "mini"
+MODELS = ROOT / "models"
 DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "models").rglob("*.md")]
 MARKED = re.compile(r"(<!-- table (?P<source>[\w/]+): (?P<name>[^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -52,12 +54,19 @@ def _one(make: Callable[[Any], str]) -> Callable[[Any, str], str]:
     return lambda figures, _: make(figures)
 
 
+def _named(make: Callable[[Figures], list[Any]]) -> Callable[[Figures, str], str]:
+    """The table of that key."""
+    return lambda figures, name: {table.key: table for table in make(figures)}[name].markdown()
+
+
 SOURCES: dict[str, Callable[[Any, str], str]] = {
     "evaluation": _forecast,
     "thinker/evaluation": _thinker,
     "cue_reach": _cue_reach,
     "cue_reach_live": _one(card.live_table),
     "encoders": _one(card.encoders_table),
+    "control/world": _named(world_report.tables),
+    "control/table": _named(control_report.tables),
 }
 
 
@@ -65,7 +74,8 @@ def filled(text: str) -> str:
     """The document with every marked table as it was measured. Raises KeyError for a table that does not exist."""
 
     def table(match: re.Match[str]) -> str:
-        figures = json.loads((MINI / f"{match['source']}.json").read_text())
+        own = match["source"].startswith("control/")
+        figures = json.loads(((MODELS if own else MODELS / "mini") / f"{match['source']}.json").read_text())
         return f"{match[1]}{SOURCES[match['source']](figures, match['name'])}\n{match[4]}"
 
     return MARKED.sub(table, text)
