@@ -238,6 +238,38 @@ def test_both_leaves_to_the_policy_what_nothing_scores() -> None:
     assert "no sub-goal" in both.plan(stamps, STATE, POSE).reason
 
 
+def test_a_policy_finishes_what_it_began_before_it_looks_again() -> None:
+    options = dataclasses.replace(QUICK, mode="policy", commit=2)
+    controller = make(options, small_policy())
+    controller.instruct("put the red cube in the left tray")
+    stamps = look(controller)
+
+    def at(step: int, words: str = "") -> np.ndarray:
+        """The plan `step` actions later."""
+        moved = [stamp + step * controller.step_ns for stamp in stamps]
+        for stamp in moved:
+            controller.observe(Frame(world_kit.episode(0, 2).frames[step % 2], stamp), world_kit.CAMERA)
+        if words:
+            controller.instruct(words)
+        plan = controller.plan(moved, STATE + 0.01 * step, POSE).plan
+        assert plan is not None and plan.stamp_ns == moved[-1]
+        return plan.actions
+
+    first, rest, third = at(0), at(1), at(2)
+    np.testing.assert_array_equal(rest, first[1:])
+    assert len(third) == len(first)
+    again = at(3)
+    np.testing.assert_array_equal(again, third[1:])
+    assert len(at(4)) == len(first)
+    assert len(at(5, "put the blue cube in the left tray")) == len(first), "asked for something else: at once"
+    controller.reset()
+    assert len(at(6)) == len(first)
+    controller.set_options(dataclasses.replace(options, commit=1))
+    assert len(at(7)) == len(at(8)) == len(first)
+    with pytest.raises(ValueError, match="commit is 0"):
+        controller.set_options(dataclasses.replace(options, commit=0))
+
+
 def test_words_are_planned_for_where_a_score_knows_them() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)

@@ -91,6 +91,14 @@ _PLANNING = (
         dynamic=True,
     ),
     Parameter(
+        "commit",
+        2,
+        "Mode policy: actions of a chunk that are done before the policy is asked anew. Asked after every one, it "
+        "forgets what it was about.",
+        bounds=(1, 256),
+        dynamic=True,
+    ),
+    Parameter(
         "margin",
         0.0,
         "By how much the imagined energy of a plan must be below that of staying; else the robot holds and the thinker "
@@ -244,7 +252,18 @@ def options_of(values: Any) -> Options:
     from ..control.options import Options  # torch, which a node imports when it is configured
 
     limits = limits_of(values)
-    names = ("mode", "aim", "method", "samples", "iterations", "horizon", "distance", "proposals", "prior_weight")
+    names = (
+        "mode",
+        "aim",
+        "method",
+        "samples",
+        "iterations",
+        "horizon",
+        "distance",
+        "proposals",
+        "prior_weight",
+        "commit",
+    )
     return Options(
         budget_s=values["planning_budget_s"],
         temperature=values["policy_temperature"],

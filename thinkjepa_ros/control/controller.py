@@ -138,6 +138,8 @@ class Controller:
         """Raises ValueError where the controller cannot plan this way. Any thread."""
         if options.mode != self.options.mode:
             raise ValueError("the mode cannot be changed while the controller runs; start it anew")
+        if options.commit < 1:
+            raise ValueError(f"commit is {options.commit} actions, must be at least 1")
         if options.mode == "policy":
             return
         horizons = {"imagination": self._net.config.world.horizon}
@@ -157,6 +159,7 @@ class Controller:
         self._planner = None if options.mode == "policy" else Planner(options.search, self._world, self._device)
         self._distance = Distance(self._net, options.distance)
         self._planned: tuple[int, object] | None = None
+        self._chunk: tuple[int, tuple[int, int], np.ndarray] | None = None  # when it was proposed, and for what
 
     @property
     def window(self) -> int:
@@ -176,6 +179,7 @@ class Controller:
         self._sight.forget()
         self._guidance: Guidance | None = None
         self._intent = UNTOLD
+        self._chunk = None
         self._planned = None
         if self._planner is not None:
             self._planner.reset()
@@ -285,11 +289,20 @@ class Controller:
 
     @torch.inference_mode()
     def _policy_plan(self, scene: _Scene) -> Outcome:
-        """What the policy would do, without anything imagined."""
-        actions = self._propose(scene, 1, self.options.temperature)[0].cpu().numpy()
-        nan, stamp = float("nan"), scene.stamps[-1]
-        if not np.isfinite(actions).all():
-            return Outcome(None, "the policy proposes what is not finite")
+        """What the policy would do, without anything imagined: what is left of its last chunk, or a new one.
+
+        Asked anew after every action, it forgets what it was about: a gripper that is half closed may be closing or
+        opening.
+        """
+        nan, stamp, words = float("nan"), scene.stamps[-1], self._words(answers=True)
+        done = (stamp - self._chunk[0]) / self.step_ns if self._chunk and self._chunk[1] == words else 0.0
+        if self._chunk and 0 < round(done) < min(self.options.commit, len(self._chunk[2])):
+            actions = self._chunk[2][round(done) :]
+        else:
+            actions = self._propose(scene, 1, self.options.temperature)[0].cpu().numpy()
+            if not np.isfinite(actions).all():
+                return Outcome(None, "the policy proposes what is not finite")
+            self._chunk = (stamp, words, actions)
         none = np.zeros(0, np.float32)
         return Outcome(Plan(actions, nan, nan, none, "policy", stamp, self.action_s, self._age(scene)))
 

@@ -23,6 +23,7 @@ class Options:
     refine and seed.
 
     proposals: chunks that the policy offers in mode "both". temperature: of the policy in mode "policy", 0: its mean.
+    commit: actions of a chunk that are done, in mode "policy", before it is asked anew.
     distance: see `Imagination.energy`. budget_s: no new round begins after so long; 0: all are made.
     workspace: lowest and highest corner [m]; plans that leave it cost more.
     """
@@ -37,6 +38,7 @@ class Options:
     prior_weight: float = 0.0
     refine: int = 0
     temperature: float = 0.0
+    commit: int = 2
     distance: str = "l1"
     budget_s: float = 0.0
     workspace: tuple[Vector, Vector] | None = None
