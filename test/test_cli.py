@@ -19,7 +19,7 @@ COMMANDS = [
     ["data", "rollouts"],
     ["train", "all"], ["train", "encoder"], ["train", "thinker"], ["train", "cache"], ["train", "forecast"],
     ["train", "subgoal"], ["train", "table"], ["train", "pretrain"], ["train", "untrained"], ["train", "fine-tune"],
-    ["train", "world"], ["train", "policy"], ["train", "score"], ["evaluate", "world"],
+    ["train", "world"], ["train", "policy"], ["train", "score"], ["train", "ahead"], ["evaluate", "world"],
     ["evaluate", "cue-reach"], ["evaluate", "encoder"], ["evaluate", "thinker"], ["evaluate", "forecast"],
     ["evaluate", "calibrate"], ["evaluate", "bag"], ["evaluate", "compare"], ["evaluate", "control"],
     ["bench", "transport"], ["bench", "graph"], ["bench", "jepa"], ["bench", "thinker"],

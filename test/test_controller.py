@@ -16,9 +16,10 @@ from thinkjepa_ros.bridge import control_parameters, parameters
 from thinkjepa_ros.checkpoints import CheckpointError
 from thinkjepa_ros.control import options as option_module
 from thinkjepa_ros.control import search
-from thinkjepa_ros.control.controller import Controller, Outcome
+from thinkjepa_ros.control.controller import Controller
 from thinkjepa_ros.control.imagination import ENERGIES
 from thinkjepa_ros.control.options import MAX_STEP_M, Options
+from thinkjepa_ros.control.outcome import Outcome
 from thinkjepa_ros.control.policy import Policy, PolicyConfig
 from thinkjepa_ros.control.score import LanguageScore, ScoreConfig
 from thinkjepa_ros.values import Frame, Guidance, Subgoal

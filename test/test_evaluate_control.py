@@ -296,7 +296,7 @@ def test_rows_whose_weights_are_not_there_are_left_out_with_a_sentence() -> None
     assert [row.name for row in kept] == ["hold", "random", "expert"]
     assert 'row "planner: pictures" is left out: it needs --imagination' in sentences
     assert (
-        'row "policy + planner: thinker" is left out: it needs --imagination and --policy and --thinker and --subgoal'
+        'row "policy + planner: thinker" is left out: it needs --imagination and --policy and --thinker and --ahead'
         in sentences
     )
 

@@ -69,6 +69,11 @@ class Manifest:
     licence: str = ""
     source: dict[str, Any] = field(default_factory=dict)  #: what it was imported from: file names, SHA-256
 
+    @property
+    def name(self) -> str:
+        """Model id and the beginning of the weights' hash: tells two trainings of one kind apart."""
+        return f"{self.model_id} {self.sha256.get(WEIGHTS, '')[:8]}".strip()
+
 
 def save(
     folder: str | Path, manifest: Manifest, state: dict[str, torch.Tensor], progress: Progress | None = None

@@ -23,7 +23,15 @@ _MODEL = (
     Parameter(
         "score",
         "",
-        "Checkpoint folder of the score that tells how well what is imagined fits the words. Empty: none.",
+        "Checkpoint folder of the score that tells how well what is imagined fits the words; `control` is the one that "
+        "comes with the package. Empty: none.",
+        max_length=4096,
+    ),
+    Parameter(
+        "ahead",
+        "",
+        "Checkpoint folder of the sub-goals that are made of what the words or the thinker's answer name; `control` is "
+        "the one that comes with the package. Empty: none.",
         max_length=4096,
     ),
     Parameter(
@@ -45,8 +53,8 @@ _PLANNING = (
     Parameter(
         "aim",
         "auto",
-        "What a search goes for: the goal image, the sub-goal of the thinker, what the words ask for (needs score), or "
-        "(auto) the first of these that there is.",
+        "What a search goes for: the goal image, a sub-goal (of the thinker or of ahead), what the words ask for (needs "
+        "score), or (auto) the first of these that there is.",
         choices=("auto", "image", "subgoal", "words"),
         dynamic=True,
     ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..control.drive import Report
 
 if TYPE_CHECKING:
-    from ..control.controller import Outcome
+    from ..control.outcome import Outcome
 
 
 def remark(report: Report | None, reasons: tuple[str, ...]) -> str:

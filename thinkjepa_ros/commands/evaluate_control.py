@@ -20,8 +20,8 @@ def evaluate_control(
     ] = None,
     policy: Annotated[Path | None, typer.Option(help="Checkpoint folder of `thinkjepa train policy`.")] = None,
     thinker: Annotated[Path | None, typer.Option(help="Checkpoint folder of a thinker.")] = None,
-    subgoal: Annotated[
-        Path | None, typer.Option(help="Sub-goal head for that thinker, in the latents of the imagination.")
+    ahead: Annotated[
+        Path | None, typer.Option(help="Sub-goals of `thinkjepa train ahead`, for that imagination.")
     ] = None,
     score: Annotated[
         Path | None, typer.Option(help="Language score of `thinkjepa train score`, for that imagination.")
@@ -77,5 +77,5 @@ def evaluate_control(
         threads=threads,
         runs=runs,
     )
-    sources = Sources(imagination, patches, policy, shipped(thinker) if thinker else None, subgoal, score, untrained)
+    sources = Sources(imagination, patches, policy, shipped(thinker) if thinker else None, ahead, score, untrained)
     evaluate(sources, out, plan, ["thinkjepa", *sys.argv[1:]])

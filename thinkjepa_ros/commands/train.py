@@ -9,6 +9,7 @@ import typer
 
 from ..train import defaults
 from .options import MINI, Cache, Device, Dtype, Model, Run, Seed, ThinkerPath, Threads, shipped
+from .train_ahead import train_ahead
 from .train_all import train_all
 from .train_cache import train_cache
 from .train_encoder import train_encoder
@@ -30,6 +31,7 @@ train.command("table")(train_table)
 train.command("world")(train_world)
 train.command("policy")(train_policy)
 train.command("score")(train_score)
+train.command("ahead")(train_ahead)
 
 
 @train.command("thinker")

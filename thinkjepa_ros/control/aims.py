@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..values import Camera, Subgoal
 from . import energy as terms
+from .ahead import Ahead
 from .energy import Term
 from .imagination import Imagination
 from .options import Aim
@@ -21,9 +23,18 @@ from .sight import Sight
 _NOTHING: dict[Aim, str] = {
     "auto": "there is nothing to plan for: no goal image, no sub-goal, no words that a score knows",
     "image": "there is no goal image to plan for",
-    "subgoal": "there is no sub-goal of the thinker to plan for",
+    "subgoal": "there is no sub-goal to plan for: none of the thinker, or no words that one can be made of",
     "words": "the words name no cube or no tray to plan for",
 }
+
+
+def check_made_for(stage: str, wanted: str, imagination: str) -> None:
+    """Raises ValueError where a part of stage `stage` was trained with the latents of another imagination than this."""
+    if wanted not in ("", imagination):
+        raise ValueError(
+            f"--{stage}: it was trained with the latents of {wanted}, the imagination is {imagination}; train one for "
+            f"it (thinkjepa train {stage})"
+        )
 
 
 class Target(NamedTuple):
@@ -59,24 +70,37 @@ class Aims:
     """score: None where words cannot be planned for. space: model id of the imagination, that sub-goals must name."""
 
     def __init__(
-        self, net: Imagination, sight: Sight, score: LanguageScore | None, space: str, device: torch.device
+        self,
+        net: Imagination,
+        sight: Sight,
+        score: LanguageScore | None,
+        ahead: Ahead | None,
+        space: str,
+        device: torch.device,
     ) -> None:
         self._net, self._sight, self._score, self._space, self._device = net, sight, score, space, device
+        self._ahead = ahead
         self._goal: _Goal | None = None
         self._encoded: tuple[_Goal, Tensor] | None = None
         w = net.config.world
-        if score is not None and (score.config.tokens, score.config.latent_width) != (w.tokens, w.latent_width):
-            raise ValueError(
-                f"the score takes latents {[score.config.tokens, score.config.latent_width]}, the imagination's are "
-                f"{[w.tokens, w.latent_width]}; use the score that was trained with it"
-            )
+        for name, config in (("score", score and score.config), ("sub-goal model", ahead and ahead.config)):
+            if config is not None and (config.tokens, config.latent_width) != (w.tokens, w.latent_width):
+                raise ValueError(
+                    f"the {name} takes latents {[config.tokens, config.latent_width]}, the imagination's are "
+                    f"{[w.tokens, w.latent_width]}; use the {name} that was trained with it"
+                )
 
     def show(self, rgb: np.ndarray | None, camera: Camera | None) -> None:
         """A goal image, uint8 [H, W, 3]; None takes it back. Any thread."""
         self._goal = None if rgb is None else _Goal(rgb, camera)
 
-    def target(self, aim: Aim, distance: Distance, subgoal: Subgoal | None, words: tuple[int, int]) -> Target:
-        """What to go for now. Raises ValueError for an image that fits no camera or a sub-goal of another space."""
+    def target(
+        self, aim: Aim, distance: Distance, subgoal: Subgoal | None, words: tuple[int, int],
+        now: Callable[[], tuple[Tensor, Tensor]],
+    ) -> Target:  # fmt: skip
+        """What to go for now. now: gives latent and state, see `ahead.Ahead`. Raises ValueError for an image that fits
+        no camera or a sub-goal of another space.
+        """
         goal = self._goal
         if goal is not None and aim in ("auto", "image"):
             if self._encoded is None or self._encoded[0] is not goal:
@@ -85,6 +109,9 @@ class Aims:
         if subgoal is not None and aim in ("auto", "subgoal"):
             return Target(subgoal, terms.toward(self._latent(subgoal), distance=distance))
         named = words[0] < len(CUBES) and words[1] < len(TRAYS)
+        if self._ahead is not None and named and aim in ("auto", "subgoal"):
+            latent = self._ahead(*now(), torch.tensor([words], device=self._device))[0]
+            return Target(("ahead", *words), terms.toward(latent, distance=distance))
         if self._score is not None and named and aim in ("auto", "words"):
             return Target(words, self._score.term(words))
         return Target(None, None, _NOTHING[aim])

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,33 +30,17 @@ from ..jepa.precision import choose
 from ..values import Camera, Frame, Guidance, Plan
 from . import energy as terms
 from . import space
-from .aims import Aims, Distance
+from .ahead import Ahead, load_ahead
+from .aims import Aims, Distance, check_made_for
 from .energy import Energy, Term
 from .imagination import ENERGIES, Imagination, load_imagination
 from .latent import LatentWorld
 from .options import AIMS, MAX_STEP_M, MODES, Options
+from .outcome import Outcome
 from .planner import Planner, Problem
 from .policy import UNTOLD, Policy, load_policy, words_of
 from .score import LanguageScore, load_score
 from .sight import Sight
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """plan: None where there is none, and `reason` says why. planning_s: what it took. imagined: sequences. parts: of
-    the energy, by term.
-    """
-
-    plan: Plan | None
-    reason: str = ""
-    planning_s: float = 0.0
-    imagined: int = 0
-    parts: dict[str, float] | None = None
-
-    def asks(self, margin: float) -> bool:
-        """Whether the thinker should look again: nothing that was imagined beats staying by `margin`."""
-        imagined = self.plan is not None and self.plan.source != "policy"
-        return imagined and self.plan is not None and not self.plan.gain > margin
 
 
 class _Scene(NamedTuple):
@@ -80,6 +64,7 @@ class Controller:
         options: Options,
         policy: Policy | None = None,
         score: LanguageScore | None = None,
+        ahead: Ahead | None = None,
         *,
         model_id: str = "",
         domain: str = "",
@@ -108,8 +93,10 @@ class Controller:
         self.action_s = net.config.action_s
         self.step_ns = round(self.action_s * 1e9)
         self._sight = Sight(self._net if options.mode != "policy" else None, self._policy, self._device)
-        self._score = score.to(self._device).eval().requires_grad_(False) if score is not None else None
-        self._aims = Aims(self._net, self._sight, self._score, model_id, self._device)
+        for part in (score, ahead):
+            if part is not None:
+                part.to(self._device).eval().requires_grad_(False)
+        self._aims = Aims(self._net, self._sight, score, ahead, model_id, self._device)
         self.instruction = ""
         self.options = options
         self.set_options(options)
@@ -124,15 +111,20 @@ class Controller:
         device: str = "cpu",
         dtype: str = "float32",
         score: str | Path | None = None,
+        ahead: str | Path | None = None,
     ) -> Controller:
         """From checkpoint folders. dtype: see `precision.choose`. Raises CheckpointError, ValueError."""
         net, manifest = load_imagination(folder)
         proposer = load_policy(policy)[0] if policy is not None else None
         language = load_score(score)[0] if score is not None else None
+        wanted = load_ahead(ahead)[0] if ahead is not None else None
+        for stage, part in (("score", language), ("ahead", wanted)):
+            if part is not None:
+                check_made_for(stage, part.config.imagination, manifest.name)
         trained = manifest.trained
         name = manifest.model_id if trained else f"{manifest.model_id} (untrained)"
         about = {"model_id": name, "domain": manifest.domain, "device": device, "dtype": dtype}
-        return cls(net, options, proposer, language, trained=trained, **about)
+        return cls(net, options, proposer, language, wanted, trained=trained, **about)
 
     def check_options(self, options: Options) -> None:
         """Raises ValueError where the controller cannot plan this way. Any thread."""
@@ -312,7 +304,8 @@ class Controller:
         began = time.perf_counter()
         with torch.inference_mode():
             wanted = self._guidance.subgoal if self._guidance is not None and scene.weight else None
-            target = self._aims.target(options.aim, self._distance, wanted, self._words(answers=True))
+            words, look = self._words(answers=True), lambda: self._now(scene)
+            target = self._aims.target(options.aim, self._distance, wanted, words, look)
             if target.term is None:
                 told = options.aim == "auto" and self._policy is not None and self._told(scene)
                 return self._policy_plan(scene) if told else Outcome(None, target.reason)
@@ -338,8 +331,7 @@ class Controller:
 
     def _told(self, scene: _Scene) -> bool:
         """Whether the policy knows what is asked for, by words or by a thought."""
-        policy = self._policy
-        words = self._words(answers=True)
+        policy, words = self._policy, self._words(answers=True)
         guided = policy is not None and policy.config.guide_layers > 0 and scene.weight > 0
         return guided or all(word < unknown for word, unknown in zip(words, UNTOLD, strict=True))
 
@@ -347,6 +339,14 @@ class Controller:
         """Cube and tray that are asked for. answers: what the instruction leaves open, the thinker's answer tells."""
         words = words_of(self.instruction)
         return (min(words[0], self._intent[0]), min(words[1], self._intent[1])) if answers else words
+
+    def _now(self, scene: _Scene) -> tuple[Tensor, Tensor]:
+        """Pooled latent [1, M, Z], and state [1, 4] in standard deviations."""
+        world = self._net.world
+        state = space.state_to_camera(scene.state, scene.pose)
+        return self._net.pool(self._sight.latents(scene.stamps[-1:])[:, 0]), (
+            state - world.state_mean
+        ) / world.state_std
 
     def _problem(self, scene: _Scene, target: Term) -> Problem:
         w, kind = self._net.config.world, self._choice.dtype

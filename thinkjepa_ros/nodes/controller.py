@@ -38,7 +38,8 @@ from thinkjepa_ros.stream.slot import NewestWins
 from thinkjepa_ros.values import Plan
 
 if TYPE_CHECKING:
-    from thinkjepa_ros.control.controller import Controller, Outcome
+    from thinkjepa_ros.control.controller import Controller
+    from thinkjepa_ros.control.outcome import Outcome
 
 
 class ControllerNode(CameraNode):
@@ -87,9 +88,9 @@ class ControllerNode(CameraNode):
         make_arm(p.__getitem__)
         torch.set_num_threads(p["cpu_threads"])
         cv2.setNumThreads(p["cpu_threads"])
-        folder, policy = model_folder(p["model"], "imagination"), p["policy"]
-        parts = (model_folder(policy, "policy") if policy else None, p["device"], p["dtype"], p["score"] or None)
-        controller = Controller.load(folder, options_of(p), *parts)
+        policy, score, ahead = (model_folder(p[x], x) if p[x] else None for x in ("policy", "score", "ahead"))
+        parts = (policy, p["device"], p["dtype"], score, ahead)
+        controller = Controller.load(model_folder(p["model"], "imagination"), options_of(p), *parts)
         controller.warm_up()
         self.get_logger().info(f"{controller.model_id} imagines on {controller.words}")
         return controller

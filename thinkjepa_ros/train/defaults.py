@@ -57,3 +57,6 @@ POLICY_LR = 1e-3
 SCORE_STEPS = 1000  #: of the language score, `thinkjepa train score`
 SCORE_BATCH = 64
 SCORE_LR = 1e-3
+AHEAD_STEPS = 3000  #: of the sub-goals, `thinkjepa train ahead`
+AHEAD_BATCH = 256
+AHEAD_LR = 1e-3

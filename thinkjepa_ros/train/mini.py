@@ -168,7 +168,7 @@ def train_forecast(
     maker = cache_maker(net, mind, thinker)
     tracks = cached(episodes, maker, latents or run / "cache", processes)
     cache_s = time.monotonic() - began
-    base = f"{manifest.model_id} {manifest.sha256[WEIGHTS][:8]}"
+    base = manifest.name
     common: dict[str, Any] = {"seed": seed, "episodes": len(episodes), "data_sha256": clips.data_hash(source, limit)}
     chosen = settled_dtype(dtype, where, net.config.predictor.width, run / "forecast" / "dtype", processes)
     kept = {

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import WEIGHTS
 from ..control import imagination, policy, space
 from ..control.policy import Policy, PolicyConfig
 from ..jepa import model
@@ -118,7 +117,7 @@ def train_policy(
         net, manifest = policy.load_policy(start)
         net = guidable(net, said) if said else net
         net.requires_grad_(True)
-        base = f"{manifest.model_id} {manifest.sha256[WEIGHTS][:8]}"
+        base = manifest.name
         mixture = _mixture(episodes, net.config, said)
     else:
         encoder, base = encoder_of(init or world) if init or world else (None, "")  # type: ignore[arg-type]

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoints import WEIGHTS
 from ..control import imagination, score
 from ..control.imagination import Imagination
 from ..control.policy import CUBES, TRAYS
@@ -129,7 +128,7 @@ def train_score(
     seer, manifest = imagination.load_imagination(world)
     c = seer.config
     found = [Demonstration.of(e, c.camera, c.action_s) for e in episodes]
-    base = f"{manifest.model_id} {manifest.sha256[WEIGHTS][:8]}"
+    base = manifest.name
     torch.manual_seed(seed)
     net = LanguageScore(ScoreConfig(c.world.tokens, c.world.latent_width, imagination=base)).to(where)
     describe = {

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoints import WEIGHTS
 from ..jepa import model
 from ..thinker import subgoal
 from ..thinker.qwen import Thinker
@@ -210,7 +209,7 @@ def train_subgoal(
             **record,
             "target": "pooled latent of the encoder",
             "thinker": mind.model_id,
-            "encoder": f"{manifest.model_id} {manifest.sha256[WEIGHTS][:8]}",
+            "encoder": manifest.name,
             "reading": asdict(reading),
         }
         name = f"thinkjepa-mini-subgoal-{__version__}"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoints import MANIFEST, WEIGHTS
+from ..checkpoints import MANIFEST
 from ..control import imagination, space
 from ..control.imagination import Imagination, ImaginationConfig
 from ..data.episode import Episode
@@ -271,4 +271,4 @@ def _encoder_of(folder: Path) -> tuple[Encoder, str]:
     path = folder / MANIFEST
     ours = path.is_file() and f'"kind": "{imagination.KIND}"' in path.read_text(errors="replace")
     net, manifest = imagination.load_imagination(folder) if ours else model.load(folder)
-    return net.encoder, f"{manifest.model_id} {manifest.sha256[WEIGHTS][:8]}"
+    return net.encoder, manifest.name

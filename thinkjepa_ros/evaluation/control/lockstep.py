@@ -47,7 +47,8 @@ def make_agent(row: Row, models: Models, setting: Setting, task: Task, cell: Wor
         return Cem(models.patches if row.patches else models.imagination, row, setting, task.seed)
     policy = models.policy if "policy" in row.actor else None
     score = models.score if "score" in row.needs else None
-    return Controlled(models.imagination, models.model_id, policy, row, setting, task.seed, score)
+    ahead = models.ahead if "ahead" in row.needs else None
+    return Controlled(models.imagination, models.model_id, policy, row, setting, task.seed, score, ahead)
 
 
 @contextlib.contextmanager

@@ -10,20 +10,21 @@ import torch
 
 from ... import checkpoints
 from ...checkpoints import WEIGHTS, CheckpointError, sha256_of
-from ...control import imagination
+from ...control import ahead, imagination
 from ...control import policy as policies
 from ...control import score as scores
+from ...control.ahead import Ahead
+from ...control.aims import check_made_for
 from ...control.imagination import Imagination
 from ...control.policy import Policy
 from ...control.score import LanguageScore
 from ...data.sim.tasks import ACTION_S
 from ...thinker import folder as thinker_folder
-from ...thinker import subgoal
 from ...thinker.qwen import Thinker
 from .rows import Need, Row
 
 KINDS: dict[Need, str] = {
-    "imagination": imagination.KIND, "patches": imagination.KIND, "policy": policies.KIND, "subgoal": subgoal.KIND,
+    "imagination": imagination.KIND, "patches": imagination.KIND, "policy": policies.KIND, "ahead": ahead.KIND,
     "score": scores.KIND,
 }  # fmt: skip
 
@@ -38,6 +39,11 @@ class Known:
     sha256: str
     training: str = ""
 
+    @property
+    def name(self) -> str:
+        """As `Manifest.name`."""
+        return f"{self.model_id} {self.sha256[:8]}"
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -47,7 +53,7 @@ class Sources:
     patches: Path | None = None
     policy: Path | None = None
     thinker: Path | None = None
-    subgoal: Path | None = None
+    ahead: Path | None = None
     score: Path | None = None
     untrained: bool = False
 
@@ -72,21 +78,10 @@ class Sources:
                     f"{one.folder}: these weights of --{need} say that they are untrained, and figures of theirs would "
                     "mean nothing; train them, or say --untrained, and every row that uses them is called so."
                 )
-        if "subgoal" in found and "imagination" in found:
-            wanted = subgoal.load(found["subgoal"].folder)[0].config.space
-            if wanted != found["imagination"].model_id:
-                raise CheckpointError(
-                    f"{found['subgoal'].folder}: its sub-goals live in the latents of {wanted!r}, the imagination is "
-                    f"{found['imagination'].model_id!r}; train a head for it (`thinkjepa train subgoal`)."
-                )
-        if "score" in found and "imagination" in found:
-            own = scores.load_score(found["score"].folder)[0].config.imagination
-            wanted = f"{found['imagination'].model_id} {found['imagination'].sha256[:8]}"
-            if own != wanted:
-                raise CheckpointError(
-                    f"{found['score'].folder}: it scores latents of {own!r}, the imagination is {wanted!r}; train one "
-                    "for it (`thinkjepa train score`)."
-                )
+        for need, load in (("score", scores.load_score), ("ahead", ahead.load_ahead)):
+            if need in found and "imagination" in found:
+                own = load(found[need].folder)[0].config.imagination
+                check_made_for(need, own, found["imagination"].name)
         return found
 
 
@@ -128,9 +123,14 @@ class Models:
         return scores.load_score(self._sources.score)[0]
 
     @functools.cached_property
+    def ahead(self) -> Ahead:
+        assert self._sources.ahead is not None
+        return ahead.load_ahead(self._sources.ahead)[0]
+
+    @functools.cached_property
     def thinker(self) -> Thinker:
         assert self._sources.thinker is not None
-        return Thinker.load(self._sources.thinker, dtype=torch.float32, subgoal=self._sources.subgoal)
+        return Thinker.load(self._sources.thinker, dtype=torch.float32)
 
 
 def _imagination(folder: Path | None) -> Imagination:

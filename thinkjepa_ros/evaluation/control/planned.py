@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...control import energy as terms
 from ...control import space
+from ...control.ahead import Ahead
 from ...control.controller import Controller
 from ...control.energy import Energy
 from ...control.imagination import Imagination, images_of
@@ -53,14 +54,16 @@ class Controlled:
         setting: Setting,
         seed: int,
         score: LanguageScore | None = None,
+        ahead: Ahead | None = None,
     ):
         options = Options(
             mode=MODES[row.actor], aim=AIMS.get(row.goal, "image"), method=row.method,
             samples=row.samples, iterations=row.rounds, horizon=row.horizon, proposals=row.proposals,
             distance=setting.energy, seed=seed,
         )  # fmt: skip
-        self._controller = Controller(net, options, policy, score, model_id=model_id, trained=True, dtype=setting.dtype)
-        self._reads = policy is not None and not policy.config.guide_layers and row.goal == "thinker"
+        about = {"model_id": model_id, "dtype": setting.dtype}
+        self._controller = Controller(net, options, policy, score, ahead, trained=True, **about)
+        self._reads = row.goal == "thinker" and (policy is None or not policy.config.guide_layers)
         self._shown: np.ndarray | None = None
         self._closedness = 0.0  # as commanded
 
@@ -82,7 +85,9 @@ class Controlled:
         return Answer(plan.actions[0], plan.source, outcome.imagined, plan.energy, plan.hold_energy)
 
     def _tell(self, instruction: str, guidance: Guidance | None) -> None:
-        """A policy that was built without guidance reads the words of the thinker's answer instead."""
+        """Sub-goals, and a policy that was built without guidance, know the words of the thinker's answer and no
+        others.
+        """
         if self._reads:
             instruction = ""
             guidance = None if guidance is None else replace(guidance, instruction="")

@@ -17,7 +17,7 @@ from ...data.sim.tasks import STEP_LIMIT
 Actor = Literal["hold", "random", "expert", "policy", "planner", "policy + planner"]
 Goal = Literal["nothing", "words", "pictures", "thinker"]
 #: What a row needs a checkpoint of, and the option that names it.
-Need = Literal["imagination", "patches", "policy", "thinker", "subgoal", "score"]
+Need = Literal["imagination", "patches", "policy", "thinker", "ahead", "score"]
 
 _LOW, _HIGH = (-STEP_LIMIT,) * 3 + (0.0,), (STEP_LIMIT,) * 3 + (1.0,)
 
@@ -54,7 +54,7 @@ class Row:
         if "policy" in self.actor:
             found.append("policy")
         if self.goal == "thinker":
-            found += ["thinker", "subgoal"] if self.plans else ["thinker"]
+            found += ["thinker", "ahead"] if self.plans else ["thinker"]
         if self.goal == "words" and self.plans:
             found.append("score")
         return tuple(found)
