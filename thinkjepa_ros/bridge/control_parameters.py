@@ -53,7 +53,7 @@ _PLANNING = (
     Parameter(
         "aim",
         "auto",
-        "What a search goes for: the goal image, a sub-goal (of the thinker or of ahead), what the words ask for (needs "
+        "What a search goes for: the goal image, a sub-goal (of thinker or of ahead), what the words ask for (needs "
         "score), or (auto) the first of these that there is.",
         choices=("auto", "image", "subgoal", "words"),
         dynamic=True,
