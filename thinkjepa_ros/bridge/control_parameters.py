@@ -86,9 +86,16 @@ _PLANNING = (
     ),
     Parameter(
         "prior_weight",
-        0.0,
+        1.0,
         "Mode both: how far their mean draws the mean that the search begins with.",
         bounds=(0.0, 1.0),
+        dynamic=True,
+    ),
+    Parameter(
+        "spread",
+        0.2,
+        "Mode both: how wide the search begins, as a share of what it does without a policy.",
+        bounds=(0.01, 1.0),
         dynamic=True,
     ),
     Parameter(
@@ -101,8 +108,8 @@ _PLANNING = (
     Parameter(
         "commit",
         2,
-        "Mode policy: actions of a chunk that are done before the policy is asked anew. Asked after every one, it "
-        "forgets what it was about.",
+        "Actions that are done of a plan in which the policy has a part, before the next. Asked after every one, a "
+        "policy forgets what it was about.",
         bounds=(1, 256),
         dynamic=True,
     ),
@@ -270,6 +277,7 @@ def options_of(values: Any) -> Options:
         "distance",
         "proposals",
         "prior_weight",
+        "spread",
         "commit",
     )
     return Options(

@@ -80,7 +80,7 @@ class Aims:
     ) -> None:
         self._net, self._sight, self._score, self._space, self._device = net, sight, score, space, device
         self._ahead = ahead
-        self._goal: _Goal | None = None
+        self.goal: _Goal | None = None  #: the image that is shown, to be told from another
         self._encoded: tuple[_Goal, Tensor] | None = None
         w = net.config.world
         for name, config in (("score", score and score.config), ("sub-goal model", ahead and ahead.config)):
@@ -92,7 +92,7 @@ class Aims:
 
     def show(self, rgb: np.ndarray | None, camera: Camera | None) -> None:
         """A goal image, uint8 [H, W, 3]; None takes it back. Any thread."""
-        self._goal = None if rgb is None else _Goal(rgb, camera)
+        self.goal = None if rgb is None else _Goal(rgb, camera)
 
     def target(
         self, aim: Aim, distance: Distance, subgoal: Subgoal | None, words: tuple[int, int],
@@ -101,7 +101,7 @@ class Aims:
         """What to go for now. now: gives latent and state, see `ahead.Ahead`. Raises ValueError for an image that fits
         no camera or a sub-goal of another space.
         """
-        goal = self._goal
+        goal = self.goal
         if goal is not None and aim in ("auto", "image"):
             if self._encoded is None or self._encoded[0] is not goal:
                 self._encoded = (goal, self._net.pool(self._sight.see(goal.rgb, goal.camera))[0])

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,21 +35,11 @@ from .energy import Energy, Term
 from .imagination import ENERGIES, Imagination, load_imagination
 from .latent import LatentWorld
 from .options import AIMS, MAX_STEP_M, MODES, Options
-from .outcome import Outcome
+from .outcome import Outcome, Scene, missing
 from .planner import Planner, Problem
 from .policy import UNTOLD, Policy, load_policy, words_of
 from .score import LanguageScore, load_score
 from .sight import Sight
-
-
-class _Scene(NamedTuple):
-    """A moment, on the device: state [1, 4], base from camera [4, 4], and closedness [1] that is commanded."""
-
-    stamps: list[int]
-    state: Tensor
-    pose: Tensor
-    closedness: Tensor
-    weight: float  # of the guidance
 
 
 class Controller:
@@ -142,16 +131,18 @@ class Controller:
                 raise ValueError(f"horizon is {options.horizon} actions, this {name} knows {most}; lower it")
         if options.distance not in ENERGIES:
             raise ValueError(f"there is no distance {options.distance!r}; choose one of {', '.join(ENERGIES)}")
-        _ = options.search
+        _ = options.search(False), options.search(options.mode == "both")
 
     def set_options(self, options: Options) -> None:
         """Plan this way from the next plan on. Raises ValueError, see `check_options`, and then nothing changes."""
         self.check_options(options)
         self.options = options
-        self._planner = None if options.mode == "policy" else Planner(options.search, self._world, self._device)
+        kinds = {"planner": (False,), "policy": (), "both": (False, True)}[options.mode]
+        #: By whether the policy, told what is asked for, takes part.
+        self._planners = {told: Planner(options.search(told), self._world, self._device) for told in kinds}
         self._distance = Distance(self._net, options.distance)
         self._planned: tuple[int, object] | None = None
-        self._chunk: tuple[int, tuple[int, int], np.ndarray] | None = None  # when it was proposed, and for what
+        self._begun: tuple[object, Plan] | None = None  # what was asked for, and a plan that the policy had a part in
 
     @property
     def window(self) -> int:
@@ -171,10 +162,9 @@ class Controller:
         self._sight.forget()
         self._guidance: Guidance | None = None
         self._intent = UNTOLD
-        self._chunk = None
-        self._planned = None
-        if self._planner is not None:
-            self._planner.reset()
+        self._begun = self._planned = None
+        for planner in self._planners.values():
+            planner.reset()
 
     def observe(self, frame: Frame, camera: Camera | None = None) -> None:
         """Take in a frame. camera: its intrinsics; None: unknown. Raises ValueError on an image that is none."""
@@ -249,69 +239,68 @@ class Controller:
         """
         began = time.perf_counter()
         stamps = list(stamps_ns)
-        if reason := self._missing(stamps, state, pose):
+        there = sum(map(self._sight.knows, stamps)) if len(stamps) == self.window else 0
+        if reason := missing(there, self.window, state, pose):
             return Outcome(None, reason)
         guidance = self._guidance
         weight = guidance.weight(stamps[-1]) if guidance is not None and self.heeds(guidance) else 0.0
         place = torch.as_tensor(np.asarray(state, np.float32), device=self._device)[None]
         grip = place[0, 3:] if commanded is None else place.new_tensor([commanded])
         base_from_camera = torch.as_tensor(np.asarray(pose, np.float32), device=self._device)
-        scene = _Scene(stamps, place, base_from_camera, grip, weight)
+        scene = Scene(stamps, place, base_from_camera, grip, weight)
+        told = self._policy is not None and self._told(scene)
         try:
-            outcome = self._policy_plan(scene) if self._planner is None else self._search(scene, cancelled)
+            rest = self._rest(scene)
+            outcome = rest or (self._search(scene, told, cancelled) if self._planners else self._alone(scene))
         except ValueError as error:  # a goal image that fits no camera, guidance that does not fit
-            outcome = Outcome(None, str(error))
+            rest, outcome = None, Outcome(None, str(error))
+        if rest is None and outcome.plan is not None and (told or not self._planners):
+            self._begun = (self._asked, outcome.plan)
         return replace(outcome, planning_s=time.perf_counter() - began)
 
-    def _missing(self, stamps: list[int], state: np.ndarray | None, pose: np.ndarray | None) -> str:
-        unknown = sum(not self._sight.knows(stamp) for stamp in stamps)
-        if len(stamps) != self.window or unknown:
-            return f"{len(stamps) - unknown} of the {self.window} frames that a plan needs are there"
-        for name, value, shape in (("state", state, (space.DIM,)), ("camera pose", pose, (4, 4))):
-            if value is None:
-                return f"no {name} is known"
-            if np.shape(value) != shape or not np.isfinite(np.asarray(value, np.float64)).all():
-                return f"the {name} is not {' x '.join(map(str, shape))} finite numbers"
-        return ""
-
-    def _age(self, scene: _Scene) -> float:
+    def _age(self, scene: Scene) -> float:
         if self._guidance is None or not scene.weight:
             return float("nan")
         return (scene.stamps[-1] - self._guidance.stamp_ns) * 1e-9
 
-    @torch.inference_mode()
-    def _policy_plan(self, scene: _Scene) -> Outcome:
-        """What the policy would do, without anything imagined: what is left of its last chunk, or a new one.
+    @property
+    def _asked(self) -> object:
+        """Tells one thing that is asked for from another."""
+        return self._words(answers=True), self._aims.goal
 
-        Asked anew after every action, it forgets what it was about: a gripper that is half closed may be closing or
-        opening.
+    def _rest(self, scene: Scene) -> Outcome | None:
+        """What is left of a plan that the policy had a part in. Asked anew after every action, a policy forgets what it
+        was about: a gripper that is half closed may be closing or opening.
         """
-        nan, stamp, words = float("nan"), scene.stamps[-1], self._words(answers=True)
-        done = (stamp - self._chunk[0]) / self.step_ns if self._chunk and self._chunk[1] == words else 0.0
-        if self._chunk and 0 < round(done) < min(self.options.commit, len(self._chunk[2])):
-            actions = self._chunk[2][round(done) :]
-        else:
-            actions = self._propose(scene, 1, self.options.temperature)[0].cpu().numpy()
-            if not np.isfinite(actions).all():
-                return Outcome(None, "the policy proposes what is not finite")
-            self._chunk = (stamp, words, actions)
-        none = np.zeros(0, np.float32)
-        return Outcome(Plan(actions, nan, nan, none, "policy", stamp, self.action_s, self._age(scene)))
+        if self._begun is None or self._begun[0] != self._asked:
+            return None
+        plan, stamp = self._begun[1], scene.stamps[-1]
+        done = round((stamp - plan.stamp_ns) / self.step_ns)
+        if not 0 < done < min(self.options.commit, len(plan.actions)):
+            return None
+        return Outcome(replace(plan, actions=plan.actions[done:], stamp_ns=stamp, guidance_age_s=self._age(scene)))
 
-    def _search(self, scene: _Scene, cancelled: Callable[[], bool]) -> Outcome:
-        planner, options = self._planner, self.options
-        assert planner is not None
+    @torch.inference_mode()
+    def _alone(self, scene: Scene) -> Outcome:
+        """What the policy would do, without anything imagined."""
+        actions = self._propose(scene, 1, self.options.temperature)[0].cpu().numpy()
+        if not np.isfinite(actions).all():
+            return Outcome(None, "the policy proposes what is not finite")
+        nan, none = float("nan"), np.zeros(0, np.float32)
+        return Outcome(Plan(actions, nan, nan, none, "policy", scene.stamps[-1], self.action_s, self._age(scene)))
+
+    def _search(self, scene: Scene, told: bool, cancelled: Callable[[], bool]) -> Outcome:
+        planner, options = self._planners[told], self.options
         began = time.perf_counter()
         with torch.inference_mode():
             wanted = self._guidance.subgoal if self._guidance is not None and scene.weight else None
             words, look = self._words(answers=True), lambda: self._now(scene)
             target = self._aims.target(options.aim, self._distance, wanted, words, look)
             if target.term is None:
-                told = options.aim == "auto" and self._policy is not None and self._told(scene)
-                return self._policy_plan(scene) if told else Outcome(None, target.reason)
+                return self._alone(scene) if told and options.aim == "auto" else Outcome(None, target.reason)
             problem = self._problem(scene, target.term)
             proposals = None
-            if self._policy is not None:
+            if told:
                 proposals = self._propose(scene, options.proposals, 1.0)[:, : options.horizon]
         stamp, elapsed = scene.stamps[-1], None
         if self._planned is not None and target.same(self._planned[1]) and stamp > self._planned[0]:
@@ -329,7 +318,7 @@ class Controller:
         plan = result.plan(stamp, self.action_s, self._age(scene))
         return Outcome(plan, imagined=result.imagined, parts=result.parts)
 
-    def _told(self, scene: _Scene) -> bool:
+    def _told(self, scene: Scene) -> bool:
         """Whether the policy knows what is asked for, by words or by a thought."""
         policy, words = self._policy, self._words(answers=True)
         guided = policy is not None and policy.config.guide_layers > 0 and scene.weight > 0
@@ -340,7 +329,7 @@ class Controller:
         words = words_of(self.instruction)
         return (min(words[0], self._intent[0]), min(words[1], self._intent[1])) if answers else words
 
-    def _now(self, scene: _Scene) -> tuple[Tensor, Tensor]:
+    def _now(self, scene: Scene) -> tuple[Tensor, Tensor]:
         """Pooled latent [1, M, Z], and state [1, 4] in standard deviations."""
         world = self._net.world
         state = space.state_to_camera(scene.state, scene.pose)
@@ -348,7 +337,7 @@ class Controller:
             state - world.state_mean
         ) / world.state_std
 
-    def _problem(self, scene: _Scene, target: Term) -> Problem:
+    def _problem(self, scene: Scene, target: Term) -> Problem:
         w, kind = self._net.config.world, self._choice.dtype
         seen = self._sight.latents(scene.stamps[-w.context :])
         state = space.state_to_camera(scene.state, scene.pose)
@@ -362,7 +351,7 @@ class Controller:
         hold = torch.cat((scene.state.new_zeros(3), scene.closedness.clamp(0.0, 1.0)))
         return Problem(known, Energy(tuple(parts), terms.final(self.options.horizon)), hold)
 
-    def _propose(self, scene: _Scene, count: int, temperature: float) -> Tensor:
+    def _propose(self, scene: Scene, count: int, temperature: float) -> Tensor:
         """Chunks [N, H, 4] of the policy in the base frame, within the bounds."""
         policy = self._policy
         assert policy is not None
@@ -377,7 +366,7 @@ class Controller:
         base = space.action_to_base(chunks, scene.pose)
         return torch.cat((base[..., :3].clamp(-MAX_STEP_M, MAX_STEP_M), base[..., 3:].clamp(0.0, 1.0)), -1)
 
-    def _payload(self, scene: _Scene, taken: bool) -> Payload | None:
+    def _payload(self, scene: Scene, taken: bool) -> Payload | None:
         if self._guidance is None or not taken or not scene.weight:
             return None
         pyramid = torch.from_numpy(np.asarray(self._guidance.pyramid, np.float32)[None])

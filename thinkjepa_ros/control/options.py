@@ -22,8 +22,10 @@ class Options:
     """How plans are made. See `search.SearchConfig` for method, samples, iterations, horizon (actions), prior_weight,
     refine and seed.
 
-    proposals: chunks that the policy offers in mode "both". temperature: of the policy in mode "policy", 0: its mean.
-    commit: actions of a chunk that are done, in mode "policy", before it is asked anew.
+    proposals, prior_weight, spread: of mode "both", where the policy knows what is asked for: how many chunks it
+    offers, how far their mean draws the search, and how wide that begins, as a share of what is usual. temperature: of
+    the policy in mode "policy", 0: its mean.
+    commit: actions of a plan in which the policy has a part that are done before the next plan.
     distance: see `Imagination.energy`. budget_s: no new round begins after so long; 0: all are made.
     workspace: lowest and highest corner [m]; plans that leave it cost more.
     """
@@ -35,7 +37,8 @@ class Options:
     iterations: int = 3
     horizon: int = 4
     proposals: int = 16
-    prior_weight: float = 0.0
+    prior_weight: float = 1.0
+    spread: float = 0.2
     refine: int = 0
     temperature: float = 0.0
     commit: int = 2
@@ -44,23 +47,22 @@ class Options:
     workspace: tuple[Vector, Vector] | None = None
     seed: int = 0
 
-    @property
-    def search(self) -> SearchConfig:
-        """Raises ValueError naming the setting that makes no sense."""
-        most = MAX_STEP_M
+    def search(self, proposed: bool) -> SearchConfig:
+        """proposed: with proposals of a policy. Raises ValueError naming the setting that makes no sense."""
+        most, share = MAX_STEP_M, self.spread if proposed else 1.0
         elites = max(2, min(6, self.samples // 4))
         return SearchConfig(
             low=(-most, -most, -most, 0.0),
             high=(most, most, most, 1.0),
-            sigma=(most / 2, most / 2, most / 2, 0.3),
+            sigma=(share * most / 2,) * 3 + (share * 0.3,),
             absolute=(False, False, False, True),
             horizon=self.horizon,
             method=self.method,
             samples=self.samples,
             iterations=self.iterations,
             elites=elites,
-            proposals=self.proposals if self.mode == "both" else 0,
-            prior_weight=self.prior_weight if self.mode == "both" else 0.0,
+            proposals=self.proposals if proposed else 0,
+            prior_weight=self.prior_weight if proposed else 0.0,
             refine=self.refine,
             refined=min(4, elites),
             seed=self.seed,

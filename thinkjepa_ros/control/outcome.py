@@ -1,10 +1,15 @@
-"""What a controller answers."""
+"""What a controller starts from, and what it answers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
 
 from ..values import Plan
+from . import space
 
 
 @dataclass(frozen=True)
@@ -23,3 +28,25 @@ class Outcome:
         """Whether the thinker should look again: nothing that was imagined beats staying by `margin`."""
         imagined = self.plan is not None and self.plan.source != "policy"
         return imagined and self.plan is not None and not self.plan.gain > margin
+
+
+class Scene(NamedTuple):
+    """A moment, on the device: state [1, 4], base from camera [4, 4], and closedness [1] that is commanded."""
+
+    stamps: list[int]
+    state: Tensor
+    pose: Tensor
+    closedness: Tensor
+    weight: float  # of the guidance
+
+
+def missing(there: int, window: int, state: np.ndarray | None, pose: np.ndarray | None) -> str:
+    """What a plan needs and is not there, in words. there: how many of the `window` frames are."""
+    if there != window:
+        return f"{there} of the {window} frames that a plan needs are there"
+    for name, value, shape in (("state", state, (space.DIM,)), ("camera pose", pose, (4, 4))):
+        if value is None:
+            return f"no {name} is known"
+        if np.shape(value) != shape or not np.isfinite(np.asarray(value, np.float64)).all():
+            return f"the {name} is not {' x '.join(map(str, shape))} finite numbers"
+    return ""
