@@ -93,9 +93,9 @@ _PLANNING = (
     ),
     Parameter(
         "spread",
-        0.2,
+        0.02,
         "Mode both: how wide the search begins, as a share of what it does without a policy.",
-        bounds=(0.01, 1.0),
+        bounds=(0.001, 1.0),
         dynamic=True,
     ),
     Parameter(

@@ -38,7 +38,7 @@ class Options:
     horizon: int = 4
     proposals: int = 16
     prior_weight: float = 1.0
-    spread: float = 0.2
+    spread: float = 0.02
     refine: int = 0
     temperature: float = 0.0
     commit: int = 2
