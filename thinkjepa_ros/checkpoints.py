@@ -11,6 +11,7 @@ refused in one sentence.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import threading
@@ -170,6 +171,22 @@ def verified_file(folder: str | Path, name: str, manifest: Manifest) -> Path:
             "The file was changed or cut; restore it, train it or import it again."
         )
     return path
+
+
+def save_module(
+    kind: str,
+    folder: str | Path,
+    net: Any,
+    model_id: str,
+    *,
+    trained: bool,
+    domain: str,
+    training: dict[str, Any] | None = None,
+    licence: str = "",
+) -> None:
+    """Write a checkpoint folder of a module whose `config` is a dataclass, for `load_module`."""
+    config = dataclasses.asdict(net.config)
+    save(folder, Manifest(kind, model_id, config, trained, domain, training or {}, licence=licence), net.state_dict())
 
 
 def load_module(folder: str | Path, kind: str, build: Callable[[dict[str, Any]], Module]) -> tuple[Module, Manifest]:

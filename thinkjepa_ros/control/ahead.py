@@ -8,10 +8,9 @@ thought is made here, anew for every plan, and not where the thought was. Learne
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,21 +70,8 @@ class Ahead(nn.Module):
         return now + change.view_as(now)
 
 
-def save(
-    folder: str | Path,
-    net: Ahead,
-    model_id: str,
-    *,
-    trained: bool,
-    domain: str,
-    training: dict[str, Any] | None = None,
-    licence: str = "",
-) -> None:
-    """Write a checkpoint folder."""
-    config = dataclasses.asdict(net.config)
-    checkpoints.save(
-        folder, Manifest(KIND, model_id, config, trained, domain, training or {}, licence=licence), net.state_dict()
-    )
+#: Write a checkpoint folder, see `checkpoints.save_module`.
+save = functools.partial(checkpoints.save_module, KIND)
 
 
 def load_ahead(folder: str | Path) -> tuple[Ahead, Manifest]:

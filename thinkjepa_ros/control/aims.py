@@ -16,7 +16,7 @@ from .ahead import Ahead
 from .energy import Term
 from .imagination import Imagination
 from .options import Aim
-from .policy import CUBES, TRAYS
+from .policy import named
 from .score import LanguageScore
 from .sight import Sight
 
@@ -108,11 +108,11 @@ class Aims:
             return Target(goal, terms.toward(self._encoded[1], distance=distance))
         if subgoal is not None and aim in ("auto", "subgoal"):
             return Target(subgoal, terms.toward(self._latent(subgoal), distance=distance))
-        named = words[0] < len(CUBES) and words[1] < len(TRAYS)
-        if self._ahead is not None and named and aim in ("auto", "subgoal"):
+        told = named(words)
+        if self._ahead is not None and told and aim in ("auto", "subgoal"):
             latent = self._ahead(*now(), torch.tensor([words], device=self._device))[0]
             return Target(("ahead", *words), terms.toward(latent, distance=distance))
-        if self._score is not None and named and aim in ("auto", "words"):
+        if self._score is not None and told and aim in ("auto", "words"):
             return Target(words, self._score.term(words))
         return Target(None, None, _NOTHING[aim])
 

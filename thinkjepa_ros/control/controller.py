@@ -37,7 +37,7 @@ from .latent import LatentWorld
 from .options import AIMS, MAX_STEP_M, MODES, Options
 from .outcome import Outcome, Scene, missing
 from .planner import Planner, Problem
-from .policy import UNTOLD, Policy, load_policy, words_of
+from .policy import UNTOLD, Policy, load_policy, named, words_of
 from .score import LanguageScore, load_score
 from .sight import Sight
 
@@ -206,7 +206,7 @@ class Controller:
         if guidance is not None:
             self.check_guidance(guidance)
             told = words_of(guidance.text)
-            if told[0] < UNTOLD[0] and told[1] < UNTOLD[1] and self.heeds(guidance):
+            if named(told) and self.heeds(guidance):
                 self._intent = told
         self._guidance = guidance
 
@@ -320,9 +320,9 @@ class Controller:
 
     def _told(self, scene: Scene) -> bool:
         """Whether the policy knows what is asked for, by words or by a thought."""
-        policy, words = self._policy, self._words(answers=True)
+        policy = self._policy
         guided = policy is not None and policy.config.guide_layers > 0 and scene.weight > 0
-        return guided or all(word < unknown for word, unknown in zip(words, UNTOLD, strict=True))
+        return guided or named(self._words(answers=True))
 
     def _words(self, answers: bool) -> tuple[int, int]:
         """Cube and tray that are asked for. answers: what the instruction leaves open, the thinker's answer tells."""

@@ -13,6 +13,7 @@ States and actions are those of `space`: in the orientation of the camera.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,19 +182,8 @@ def images_of(net: Imagination, rgb: np.ndarray, camera: Camera | None) -> Tenso
     return torch.from_numpy(np.ascontiguousarray(net.view(camera).apply(rgb)))[None]
 
 
-def save(
-    folder: str | Path,
-    net: Imagination,
-    model_id: str,
-    *,
-    trained: bool,
-    domain: str,
-    training: dict[str, Any] | None = None,
-    licence: str = "",
-) -> None:
-    """Write a checkpoint folder."""
-    manifest = Manifest(KIND, model_id, net.config.as_dict(), trained, domain, training or {}, licence=licence)
-    checkpoints.save(folder, manifest, net.state_dict())
+#: Write a checkpoint folder, see `checkpoints.save_module`.
+save = functools.partial(checkpoints.save_module, KIND)
 
 
 def load_imagination(folder: str | Path) -> tuple[Imagination, Manifest]:

@@ -15,6 +15,7 @@ States and actions are those of `space`: in the optical frame of the camera. Clo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,11 @@ class PolicyConfig:
             Camera(**{**camera, "distortion": tuple(camera.get("distortion", ()))}),
             **values,
         )
+
+
+def named(words: tuple[int, int]) -> bool:
+    """Whether both, cube and tray, are told."""
+    return words[0] < UNTOLD[0] and words[1] < UNTOLD[1]
 
 
 def words_of(instruction: str) -> tuple[int, int]:
@@ -348,19 +354,8 @@ def flow_loss(policy: Policy, present: Present, actions: Tensor, weight: Tensor,
     return (error * weight).sum() / weight.sum().clamp(min=1)
 
 
-def save(
-    folder: str | Path,
-    policy: Policy,
-    model_id: str,
-    *,
-    trained: bool,
-    domain: str,
-    training: dict[str, Any] | None = None,
-    licence: str = "",
-) -> None:
-    """Write a checkpoint folder."""
-    manifest = Manifest(KIND, model_id, policy.config.as_dict(), trained, domain, training or {}, licence=licence)
-    checkpoints.save(folder, manifest, policy.state_dict())
+#: Write a checkpoint folder, see `checkpoints.save_module`.
+save = functools.partial(checkpoints.save_module, KIND)
 
 
 def load_policy(folder: str | Path) -> tuple[Policy, Manifest]:

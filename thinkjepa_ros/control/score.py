@@ -7,10 +7,9 @@ on the way there: both from demonstrations alone. A planner subtracts it from it
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,21 +82,8 @@ class LanguageScore(nn.Module):
         return Term(name, self.score, (told,), weight)
 
 
-def save(
-    folder: str | Path,
-    net: LanguageScore,
-    model_id: str,
-    *,
-    trained: bool,
-    domain: str,
-    training: dict[str, Any] | None = None,
-    licence: str = "",
-) -> None:
-    """Write a checkpoint folder."""
-    manifest = Manifest(
-        KIND, model_id, dataclasses.asdict(net.config), trained, domain, training or {}, licence=licence
-    )
-    checkpoints.save(folder, manifest, net.state_dict())
+#: Write a checkpoint folder, see `checkpoints.save_module`.
+save = functools.partial(checkpoints.save_module, KIND)
 
 
 def load_score(folder: str | Path) -> tuple[LanguageScore, Manifest]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table as Printed
 
 from .bootstrap import Interval
 from .cue_reach.report import Table
@@ -58,9 +57,4 @@ def show(figures: dict[str, Any]) -> None:
     """Print all tables."""
     console = Console()
     for one in tables(figures):
-        printed = Printed(title=f"{figures['model']}: {one.title}")
-        for column in one.header:
-            printed.add_column(column, justify="left" if column in ("figure", "of", "axis") else "right")
-        for row in one.rows:
-            printed.add_row(*row)
-        console.print(printed)
+        one.show(console, ("figure", "of", "axis"), f"{figures['model']}: {one.title}")

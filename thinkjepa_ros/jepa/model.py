@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,19 +235,8 @@ def read_motion(
     return torch.lerp(displacement, moved, share[..., None]), torch.lerp(log_sigma, its_sigma, share)
 
 
-def save(
-    folder: str | Path,
-    net: ForecastNet,
-    model_id: str,
-    *,
-    trained: bool,
-    domain: str,
-    training: dict[str, Any] | None = None,
-    licence: str = "",
-) -> None:
-    """Write a checkpoint folder."""
-    manifest = Manifest(KIND, model_id, net.config.as_dict(), trained, domain, training or {}, licence=licence)
-    checkpoints.save(folder, manifest, net.state_dict())
+#: Write a checkpoint folder, see `checkpoints.save_module`.
+save = functools.partial(checkpoints.save_module, KIND)
 
 
 def load(folder: str | Path) -> tuple[ForecastNet, Manifest]:

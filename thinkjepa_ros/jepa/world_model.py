@@ -14,11 +14,11 @@ Guidance l enters the plan stream alone, as in the predictor: one context serves
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -348,21 +348,8 @@ def energy(predicted: Tensor, goal: Tensor) -> Tensor:
     return (predicted - goal).abs().mean((-2, -1))
 
 
-def save(
-    folder: str | Path,
-    net: WorldModel,
-    model_id: str,
-    *,
-    trained: bool,
-    domain: str,
-    training: dict[str, Any] | None = None,
-    licence: str = "",
-) -> None:
-    """Write a checkpoint folder."""
-    manifest = Manifest(
-        KIND, model_id, dataclasses.asdict(net.config), trained, domain, training or {}, licence=licence
-    )
-    checkpoints.save(folder, manifest, net.state_dict())
+#: Write a checkpoint folder, see `checkpoints.save_module`.
+save = functools.partial(checkpoints.save_module, KIND)
 
 
 def load(folder: str | Path) -> tuple[WorldModel, Manifest]:

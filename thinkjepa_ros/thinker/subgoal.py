@@ -7,11 +7,10 @@ of one encoder, whose model id goes with it, so that nobody compares it with lat
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,18 +120,8 @@ class SubgoalMaker:
         return Subgoal(latent.numpy(), float(c.horizon_s), c.space, self._trained)
 
 
-def save(
-    folder: str | Path,
-    head: SubgoalHead,
-    model_id: str,
-    *,
-    trained: bool,
-    domain: str,
-    training: dict[str, Any] | None = None,
-) -> None:
-    """Write a checkpoint folder."""
-    manifest = Manifest(KIND, model_id, dataclasses.asdict(head.config), trained, domain, training or {})
-    checkpoints.save(folder, manifest, head.state_dict())
+#: Write a checkpoint folder, see `checkpoints.save_module`.
+save = functools.partial(checkpoints.save_module, KIND)
 
 
 def load(folder: str | Path) -> tuple[SubgoalHead, Manifest]:

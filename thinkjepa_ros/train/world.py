@@ -30,7 +30,7 @@ from .objectives import CollapseGauge, Reading, random_directions
 from .record import made_by
 from .run import Run
 from .run import threads as use_threads
-from .world_data import Spread, Track, draw
+from .world_data import Spread, Track, befores_and_afters, draw
 from .world_guidance import Thoughts, drop
 from .world_objective import Learner, Recipe
 from .world_points import teach
@@ -112,12 +112,7 @@ def whiten(tracks: Sequence[Track], net: Imagination, seed: int, changes: bool) 
     steps.
     """
     rng = np.random.default_rng((seed, 1))
-    images = []
-    for number in rng.integers(len(tracks), size=FIRST_FRAMES // 2):
-        one = tracks[int(number)]
-        first = int(rng.integers(len(one)))
-        images.append(one.images([first, min(len(one) - 1, first + net.config.world.horizon // 2)]))
-    frames = torch.from_numpy(np.concatenate(images))
+    frames = befores_and_afters(tracks, FIRST_FRAMES // 2, net.config.world.horizon // 2, rng)
     tokens = net.pool(torch.cat([net.encoder.frames(part) for part in frames.split(32)])).double()
     middle = tokens.mean((0, 1))
     rows = (tokens[1::2] - tokens[::2] if changes else tokens - tokens.mean(0, keepdim=True)).flatten(0, 1)

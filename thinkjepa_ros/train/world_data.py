@@ -73,6 +73,16 @@ class Track:
         return np.stack([self.view.apply(self.episode.frames[int(i)]) for i in frames])
 
 
+def befores_and_afters(tracks: Sequence[Track], pairs: int, apart: int, rng: np.random.Generator) -> Tensor:
+    """Images uint8 [2 pairs, S, S, 3]: random frames, and behind each the frame `apart` later, or the last."""
+    images = []
+    for number in rng.integers(len(tracks), size=pairs):
+        one = tracks[int(number)]
+        first = int(rng.integers(len(one)))
+        images.append(one.images([first, min(len(one) - 1, first + apart)]))
+    return torch.from_numpy(np.concatenate(images))
+
+
 class Origin(NamedTuple):
     """The present of a moment: number of the episode, and the stamp of its newest frame."""
 

@@ -18,7 +18,7 @@ from ..control import space
 from ..control.eye import Points
 from ..control.imagination import Imagination
 from .run import Run
-from .world_data import THINGS, Track
+from .world_data import THINGS, Track, befores_and_afters
 
 BATCH, LR = 48, 3e-3
 _FRAMES = 256  # by which they are scaled at the end
@@ -95,12 +95,8 @@ def _draw(tracks: Sequence[Track], size: int, rng: np.random.Generator) -> list[
 def _finish(tracks: Sequence[Track], net: Imagination, read: nn.Linear, rng: np.random.Generator) -> None:
     """Scale what the points say, and hand the reader's knowledge of the robot's state to `net.place`."""
     assert net.points is not None
-    images = []
-    for number in rng.integers(len(tracks), size=_FRAMES // 2):
-        track = tracks[int(number)]
-        first = int(rng.integers(len(track)))
-        images.append(track.images([first, min(len(track) - 1, first + net.config.world.horizon // 2)]))
-    frames = torch.from_numpy(np.concatenate(images)).to(net.points.last.weight.device)
+    frames = befores_and_afters(tracks, _FRAMES // 2, net.config.world.horizon // 2, rng)
+    frames = frames.to(net.points.last.weight.device)
     told = torch.cat([net.points(part) for part in frames.split(32)])
     changes = (told[1::2] - told[::2]).std().clamp(min=1e-6)
     net.points.last.weight /= changes

@@ -78,10 +78,10 @@ class Sources:
                     f"{one.folder}: these weights of --{need} say that they are untrained, and figures of theirs would "
                     "mean nothing; train them, or say --untrained, and every row that uses them is called so."
                 )
-        for need, load in (("score", scores.load_score), ("ahead", ahead.load_ahead)):
+        for need in ("score", "ahead"):
             if need in found and "imagination" in found:
-                own = load(found[need].folder)[0].config.imagination
-                check_made_for(need, own, found["imagination"].name)
+                made_for = checkpoints.read_manifest(found[need].folder, KINDS[need]).config.get("imagination", "")
+                check_made_for(need, made_for, found["imagination"].name)
         return found
 
 

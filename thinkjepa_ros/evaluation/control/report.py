@@ -158,13 +158,5 @@ def markdown(whole: dict[str, Any]) -> str:
 
 def show(whole: dict[str, Any], console: Console) -> None:
     """Print all tables."""
-    from rich.table import Table as Printed
-
     for one in tables(whole):
-        printed = Printed(title=one.title)
-        for column in one.header:
-            left = column in ("row", "kind", "minus row", "claim", "held", "measured")
-            printed.add_column(column, justify="left" if left else "right")
-        for row in one.rows:
-            printed.add_row(*row)
-        console.print(printed)
+        one.show(console, ("row", "kind", "minus row", "claim", "held", "measured"))

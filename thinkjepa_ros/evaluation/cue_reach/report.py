@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from .claims import gap_closed, verdicts
 from .groups import MAIN
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .score import Figures
 
 NOTHING = "–"
@@ -43,6 +45,17 @@ class Table:
     def markdown(self) -> str:
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace(" --- ", "---")
+
+    def show(self, console: Console, words: Collection[str], title: str = "", show_lines: bool = False) -> None:
+        """Print it. words: names of the columns that hold words, and not numbers."""
+        from rich.table import Table as Printed
+
+        printed = Printed(title=title or self.title, show_lines=show_lines)
+        for column in self.header:
+            printed.add_column(column, justify="left" if column in words else "right")
+        for row in self.rows:
+            printed.add_row(*row)
+        console.print(printed)
 
 
 def contents(figures: Figures, about: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -193,14 +206,8 @@ def markdown(figures: dict[str, Any]) -> str:
 def show(figures: dict[str, Any]) -> None:
     """Print all tables."""
     from rich.console import Console
-    from rich.table import Table as Printed
 
     console = Console()
     for table in tables(figures):
-        printed = Printed(title=table.title, show_lines=table.key == "verdicts")
         words = {"row", "claim", "inputs", "measured", "seeds", "error"}
-        for column in table.header:
-            printed.add_column(column, justify="left" if column in words else "right")
-        for row in table.rows:
-            printed.add_row(*row)
-        console.print(printed)
+        table.show(console, words, show_lines=table.key == "verdicts")
