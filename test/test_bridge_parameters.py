@@ -20,7 +20,7 @@ from thinkjepa_ros.bridge.parameters import TABLES
 #: A name ends with its unit (`change`: grey levels).
 UNITS = ("s", "hz", "px", "gib", "change", "m", "mps", "mps2", "rate", "factor")
 #: Of the planner's and the policy's own scale.
-UNITLESS = ("margin", "spread", "prior_weight", "policy_temperature")
+UNITLESS = ("margin", "spread", "trust", "prior_weight", "policy_temperature")
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = [pytest.param(row, id=f"{node}-{row.name}") for node, table in TABLES.items() for row in table]
 

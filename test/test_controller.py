@@ -204,19 +204,34 @@ def test_a_policy_acts_alone_or_proposes() -> None:
 
 
 def test_proposals_enter_the_search_and_can_win() -> None:
-    options = dataclasses.replace(QUICK, mode="both", proposals=8, iterations=1)
+    options = dataclasses.replace(QUICK, mode="both", proposals=8, iterations=1, trust=0.0, spread=1.0)
     sources, kept = set(), set()
     for seed in range(40):  # proposals of random weights are now and then better than random actions
         both = make(options, small_policy(seed=seed))
         both.instruct("put the red cube in the left tray")
         plan = both.plan(ready(both), STATE, POSE).plan
-        assert plan is not None and plan.actions.shape == (3, 4) and plan.energy < plan.hold_energy
+        assert plan is not None and plan.actions.shape == (3, 4) and plan.energy == plan.energies.min()
         assert np.abs(plan.actions[:, :3]).max() <= MAX_STEP_M + 1e-7
         sources.add(plan.source)
         kept.add(plan.energies.tobytes())
         if len(sources) == 2:
             break
     assert sources == {"policy", "planner"} and len(kept) > 1
+
+
+def test_a_policy_that_is_trusted_is_departed_from_for_much_only() -> None:
+    told = "put the red cube in the left tray"
+    alone = make(dataclasses.replace(QUICK, mode="policy"), small_policy())
+    alone.instruct(told)
+    own = planned(alone.plan(ready(alone), STATE, POSE))
+    plans, costs = {}, {}
+    for trust in (0.0, 1e-3, 1e5):
+        both = make(dataclasses.replace(QUICK, mode="both", proposals=8, spread=1.0, trust=trust), small_policy())
+        both.instruct(told)
+        outcome = both.plan(ready(both), STATE, POSE)
+        plans[trust], costs[trust] = planned(outcome), outcome.parts["goal"]
+    assert np.array_equal(plans[1e5], own[:3]) and not np.array_equal(plans[0.0], own[:3])
+    assert costs[0.0] <= costs[1e-3] + 1e-6 and costs[1e-3] <= costs[1e5] + 1e-6  # what trust costs
 
 
 def test_both_leaves_to_the_policy_what_nothing_scores() -> None:

@@ -76,6 +76,8 @@ def test_wilson_intervals_are_those_of_the_formula() -> None:
         found = wilson(successes, count)
         assert found.mean == successes / count
         assert (found.low, found.high) == (pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))
+    for count in range(1, 200):  # figures draw bars from the share to its bounds
+        assert wilson(count, count)[2] == 1 == wilson(count, count)[0] and wilson(0, count)[1] == 0
     assert np.isnan(wilson(0, 0)).all()
     with pytest.raises(ValueError, match="make no sense"):
         wilson(3, 2)
@@ -188,8 +190,11 @@ def test_a_policy_proposes_alone_and_to_the_planner_at_equal_compute(
         found[name], _ = lockstep.run(row, Key(name, "pick_place_text", seed, "x"), models, Setting())
     assert found["policy: words"]["sources"] == {"policy": 3} and found["policy: words"]["imagined"] == 0
     assert found["policy + planner: pictures"]["imagined"] == found["planner: pictures"]["imagined"] == 3 * 65
-    digests = {line["digest"] for line in found.values()}
-    assert len(digests) == 4  # other words give other actions, and proposals another plan
+    digests = {name: line["digest"] for name, line in found.items()}
+    both = digests.pop("policy + planner: pictures")
+    assert len(set(digests.values())) == 3 and both != digests["planner: pictures"]
+    # what untrained weights imagine is not better by enough to depart from what the policy would do
+    assert found["policy + planner: pictures"]["sources"] == {"policy": 3} and both == digests["policy: words"]
 
 
 def test_a_thinker_is_heard_an_action_later_and_never_sees_what_comes(sources: Sources) -> None:
@@ -245,7 +250,10 @@ def test_all_rows_of_the_table_are_named_once_and_compared_by_their_names() -> N
     names = [row.name for row in rows.table()]
     assert len(set(names)) == len(names)
     assert {name for pair in claims.PAIRS for name in pair} <= set(names)
-    assert {name for three in claims.TOGETHER for name in three} <= set(names)
+    assert {name for _, *three in claims.TOGETHER for name in three} <= set(names)
+    kinds = {row.name: row.kinds for row in rows.table()}
+    assert all(kind in kinds[name] for kind, *three in claims.TOGETHER for name in three)
+    assert all(kind in kinds[name] for found in claims.EVERYWHERE.values() for kind, name in found.items())
 
 
 def test_claims_are_judged_on_the_figures() -> None:
@@ -273,10 +281,37 @@ def test_claims_are_judged_on_the_figures() -> None:
     assert found["reach: our best row reaches 95 %"].held
     assert found["pick_place_text: our best row reaches 70 %"].held is False  # pictures of an expert do not count
     assert found["pick_place_lamp: our best row reaches 70 %"].held is None
+    everything = [v for v in found.values() if v.claim.startswith("all kinds")]
+    assert len(everything) == 1 and everything[0].held is None
     faster = next(verdict for claim, verdict in found.items() if "at equal success" in claim)
     assert faster.held and faster.measured.startswith("12.0 times")  # 8x1 is quicker still, and worse
     whole["cells"][5]["success"][0] = 1.0
     assert not next(v for v in claims.verdicts(whole) if "at equal success" in v.claim).held
+
+
+def test_policy_and_planner_together_are_judged_on_all_kinds_of_tasks() -> None:
+    def lines(row: str, kind: str, wins: int) -> list[dict]:
+        same = {"settings": "x", "actions": 9, "distance_m": 0.1, "nearest_m": 0.1, "imagined": 0, "wall_ms": 1.0}
+        return [
+            {**same, "row": row, "kind": kind, "seed": SEED + k, "success": k < wins, "cpu_ms": 1.0, "sources": {}}
+            for k in range(20)
+        ]
+
+    wins = {"policy + planner": (20, 19, 18), "policy": (0, 19, 18), "planner": (20, 0, 0)}
+    found = [
+        line
+        for who, shares in wins.items()
+        for (kind, row), count in zip(claims.EVERYWHERE[who].items(), shares, strict=True)
+        for line in lines(row, kind, count)
+    ]
+    about = {"use": "val"}
+    whole = report.contents(rows.table(), tasks.KINDS, found, [], about)
+    pairs = {p["b"]: p for p in whole["pairs"] if p["kind"] == claims.EVERYTHING}
+    assert pairs["policy"]["only_a"] == 20 and pairs["planner"]["only_a"] == 37 and pairs["policy"]["seeds"] == 60
+    verdict = next(v for v in whole["verdicts"] if v["claim"].startswith("all kinds"))
+    assert verdict["held"] and verdict["measured"].startswith("+33 points over policy")
+    alone = report.contents(rows.table(), ("reach",), [x for x in found if x["kind"] == "reach"], [], about)
+    assert not any(p["kind"] == claims.EVERYTHING for p in alone["pairs"])  # one kind is not all
 
 
 # --- refusals

@@ -129,6 +129,15 @@ def test_terms_add_up() -> None:
     assert e.key != Energy(e.terms, (0, 3)).key != Energy(e.terms[1:], (0, 3)).key
 
 
+def test_a_prior_costs_a_deviation_squared() -> None:
+    mean, deviation = torch.zeros(H, 4), torch.full((H, 4), 0.5)
+    term = terms.prior(mean, deviation, 3.0)
+    actions = torch.stack((mean, mean + 0.5, mean - 1.0))
+    energy = Energy((term,), (0,))
+    total, _ = energy.evaluate(torch.zeros(3, 1, 1, 1), actions, energy.pack(torch.device("cpu")))
+    assert total.tolist() == pytest.approx([0.0, 3.0, 12.0])
+
+
 def test_the_way_counts_where_it_is_asked_to() -> None:
     """With the end alone the point may dawdle; with all steps it goes as fast as it may."""
     goal = START + torch.tensor([0.12, 0.0, 0.0, 0.25])

@@ -92,6 +92,14 @@ _PLANNING = (
         dynamic=True,
     ),
     Parameter(
+        "trust",
+        1.0,
+        "Mode both: by how much a plan a standard deviation of the proposals away from the policy's own must be "
+        "imagined to be better, to be preferred.",
+        bounds=(0.0, 1e6),
+        dynamic=True,
+    ),
+    Parameter(
         "spread",
         0.02,
         "Mode both: how wide the search begins, as a share of what it does without a policy.",
@@ -277,6 +285,7 @@ def options_of(values: Any) -> Options:
         "distance",
         "proposals",
         "prior_weight",
+        "trust",
         "spread",
         "commit",
     )

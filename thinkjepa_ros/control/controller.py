@@ -34,7 +34,7 @@ from .aims import Aims, Distance, check_made_for
 from .energy import Energy, Term
 from .imagination import ENERGIES, Imagination, load_imagination
 from .latent import LatentWorld
-from .options import AIMS, MAX_STEP_M, MODES, Options
+from .options import AIMS, LEAST_DEVIATION, MAX_STEP_M, MODES, Options
 from .outcome import Outcome, Scene, missing
 from .planner import Planner, Problem
 from .policy import UNTOLD, Policy, load_policy, named, words_of
@@ -298,10 +298,11 @@ class Controller:
             target = self._aims.target(options.aim, self._distance, wanted, words, look)
             if target.term is None:
                 return self._alone(scene) if told and options.aim == "auto" else Outcome(None, target.reason)
-            problem = self._problem(scene, target.term)
-            proposals = None
+            parts, proposals = [target.term], None
             if told:
-                proposals = self._propose(scene, options.proposals, 1.0)[:, : options.horizon]
+                proposals, prior = self._offer(scene)
+                parts.append(prior)
+            problem = self._problem(scene, parts)
         stamp, elapsed = scene.stamps[-1], None
         if self._planned is not None and target.same(self._planned[1]) and stamp > self._planned[0]:
             elapsed = (stamp - self._planned[0]) * 1e-9
@@ -337,21 +338,30 @@ class Controller:
             state - world.state_mean
         ) / world.state_std
 
-    def _problem(self, scene: Scene, target: Term) -> Problem:
+    def _offer(self, scene: Scene) -> tuple[Tensor, Term]:
+        """What the policy proposes [N, H, 4], its mean first, and how likely it finds anything else."""
+        options = self.options
+        heat = torch.ones(max(3, options.proposals))  # two that are drawn have a deviation
+        heat[0] = 0.0
+        chunks = self._propose(scene, len(heat), heat)[:, : options.horizon]
+        deviation = chunks[1:].std(0).clamp(min=LEAST_DEVIATION)
+        return chunks[: options.proposals], terms.prior(chunks[0], deviation, options.trust)
+
+    def _problem(self, scene: Scene, wanted: list[Term]) -> Problem:
         w, kind = self._net.config.world, self._choice.dtype
         seen = self._sight.latents(scene.stamps[-w.context :])
         state = space.state_to_camera(scene.state, scene.pose)
         past, now = self._net.pool(seen[:, :-1]), seen[:, -1]
         context = self._world.net.remember(past.to(kind), now.to(kind), state.to(kind))
         known = self._world.known(context, self._payload(scene, bool(w.guide_layers)), scene.pose[:3, :3])
-        parts = [target]
+        parts = list(wanted)
         if self.options.workspace is not None:
             low, high = (torch.tensor(corner, device=self._device) for corner in self.options.workspace)
             parts.append(terms.workspace(scene.state[0, :3], low, high))
         hold = torch.cat((scene.state.new_zeros(3), scene.closedness.clamp(0.0, 1.0)))
         return Problem(known, Energy(tuple(parts), terms.final(self.options.horizon)), hold)
 
-    def _propose(self, scene: Scene, count: int, temperature: float) -> Tensor:
+    def _propose(self, scene: Scene, count: int, temperature: float | Tensor) -> Tensor:
         """Chunks [N, H, 4] of the policy in the base frame, within the bounds."""
         policy = self._policy
         assert policy is not None

@@ -138,6 +138,18 @@ def _jerk(latents: Tensor, actions: Tensor, scale: Tensor, before: Tensor) -> Te
     return (torch.cat((first, actions), 1).diff(dim=1) / scale).square().mean((1, 2))
 
 
+def prior(mean: Tensor, deviation: Tensor, weight: float, name: str = "policy") -> Term:
+    """How unlikely a policy finds the actions: mean squared distance from `mean` [H, A] in deviations [H, A] of what it
+    proposes. With it, the best sequence is the likeliest under policy x exp(-energy / weight): planning as inference
+    (arXiv 1805.00909).
+    """
+    return Term(name, _unlikely, (mean, deviation), weight)
+
+
+def _unlikely(latents: Tensor, actions: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    return ((actions - mean) / deviation).square().mean((1, 2))
+
+
 def workspace(point: Tensor, low: Tensor, high: Tensor, weight: float = 10.0, name: str = "limits") -> Term:
     """Metres outside of a box, summed over axes, the mean over all steps of the horizon.
 

@@ -15,6 +15,8 @@ Aim = Literal["auto", "image", "subgoal", "words"]
 AIMS: tuple[Aim, ...] = ("auto", "image", "subgoal", "words")
 #: Metres that an action moves the point at most, along each axis of the base frame.
 MAX_STEP_M = 0.06
+#: What a policy's proposals are taken to differ by at least: metres of a step, and of the gripper's closedness.
+LEAST_DEVIATION = 2e-3
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,10 @@ class Options:
     """How plans are made. See `search.SearchConfig` for method, samples, iterations, horizon (actions), prior_weight,
     refine and seed.
 
-    proposals, prior_weight, spread: of mode "both", where the policy knows what is asked for: how many chunks it
-    offers, how far their mean draws the search, and how wide that begins, as a share of what is usual. temperature: of
-    the policy in mode "policy", 0: its mean.
+    proposals, prior_weight, spread, trust: of mode "both", where the policy knows what is asked for: how many chunks
+    it offers, how far their mean draws the search, how wide that begins, as a share of what is usual, and what a
+    sequence costs that lies a standard deviation of the proposals from the policy's own (see `energy.prior`): to be
+    preferred, it must be imagined to be better by as much. temperature: of the policy in mode "policy", 0: its mean.
     commit: actions of a plan in which the policy has a part that are done before the next plan.
     distance: see `Imagination.energy`. budget_s: no new round begins after so long; 0: all are made.
     workspace: lowest and highest corner [m]; plans that leave it cost more.
@@ -38,6 +41,7 @@ class Options:
     horizon: int = 4
     proposals: int = 16
     prior_weight: float = 1.0
+    trust: float = 1.0
     spread: float = 0.02
     refine: int = 0
     temperature: float = 0.0

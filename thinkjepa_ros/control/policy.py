@@ -301,11 +301,12 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, present: Present, count: int, seed: int, steps: int = EULER_STEPS, temperature: float = 1.0
+        self, present: Present, count: int, seed: int, steps: int = EULER_STEPS, temperature: float | Tensor = 1.0
     ) -> Tensor:
         """`count` chunks [N, H, 4] for a present of one row, in the optical frame; the same for the same seed.
 
-        temperature scales the noise that they start from: 0 gives one chunk, about the mean of what is near.
+        temperature, one or [N], scales the noise that they start from: 0 gives one chunk, about the mean of what is
+        near.
         Displacements are not clipped: limits belong to the base frame (`space.clipped`).
         """
         if len(present.places) != 1 or count < 1:
@@ -314,7 +315,7 @@ class Policy(nn.Module):
         noise = torch.randn(
             count, self.config.horizon, space.DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float32
         )
-        x = noise.to(like.device) * temperature
+        x = noise.to(like.device) * torch.as_tensor(temperature, device=like.device).view(-1, 1, 1)
         for i in range(steps):
             x = x + self.velocity(present, x, x.new_full((count,), i / steps)) / steps
         actions = x * self.action_std + self.action_mean

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ PAIRS = (
     ("policy: words", "policy: shuffled words"),
     ("policy: thinker", "policy: words"),
     ("policy: thinker", "policy: shuffled thinker"),
-    ("policy + planner: pictures", "policy + planner: shuffled pictures"),
     ("policy + planner: pictures", "policy: words"),
     ("policy + planner: pictures", "planner: pictures"),
     ("policy + planner: words", "policy + planner: shuffled words"),
@@ -28,12 +27,19 @@ PAIRS = (
     ("policy + planner: thinker", "planner: thinker"),
 )
 REACH, PLACE = 0.95, 0.70
-#: A policy and a planner that work together, and each alone.
+#: A policy and a planner that work together, and each alone, by kind.
 TOGETHER = (
-    ("policy + planner: pictures", "policy: words", "planner: pictures"),
-    ("policy + planner: words", "policy: words", "planner: words"),
-    ("policy + planner: thinker", "policy: thinker", "planner: thinker"),
+    ("pick_place_text", "policy + planner: pictures", "policy: words", "planner: pictures"),
+    ("pick_place_text", "policy + planner: words", "policy: words", "planner: words"),
+    ("pick_place_text", "policy + planner: thinker", "policy: thinker", "planner: thinker"),
+    ("pick_place_lamp", "policy + planner: thinker", "policy: thinker", "planner: thinker"),
 )
+#: Who works on all kinds of tasks, by the row that stands for it in each: told by a picture, by words, by the thinker.
+EVERYTHING = "all kinds"
+EVERYWHERE = {
+    who: {"reach": f"{who}: {shown}", "pick_place_text": f"{who}: words", "pick_place_lamp": f"{who}: thinker"}
+    for who, shown in (("policy + planner", "pictures"), ("policy", "words"), ("planner", "pictures"))
+}
 FASTER, NO_WORSE = 10.0, -0.03
 PLACING = ("pick_place_text", "pick_place_lamp")
 
@@ -80,16 +86,23 @@ def _shares(cells: dict[tuple[str, str], Any]) -> Iterator[Verdict]:
 
 
 def _together(cells: dict[tuple[str, str], Any], pairs: dict[tuple[str, str, str], Any]) -> Iterator[Verdict]:
-    for kind in PLACING:
-        for both, policy, planner in TOGETHER:
-            found = [pairs.get((kind, both, alone)) for alone in (policy, planner)]
-            claim = f"{kind}: {both!r} beats each alone"
-            if None in found or (kind, both) not in cells:
-                yield Verdict(claim, None, "")
-                continue
-            lows = [pair["difference"][1] for pair in found if pair]
-            words = ", ".join(f"{100 * p['difference'][0]:+.0f} points over {p['b']}" for p in found if p)
-            yield Verdict(claim, all(low is not None and low > 0 for low in lows), words)
+    for kind, both, *alone in TOGETHER:
+        found = [pairs.get((kind, both, one)) for one in alone] if (kind, both) in cells else []
+        yield _better(f"{kind}: {both!r} beats each alone", found)
+    both, *alone = EVERYWHERE
+    untrained = any((kind, row) not in cells for rows in EVERYWHERE.values() for kind, row in rows.items())
+    found = [] if untrained else [pairs.get((EVERYTHING, both, one)) for one in alone]
+    yield _better("all kinds of tasks together: policy + planner beats each alone", found)
+
+
+def _better(claim: str, pairs: Sequence[dict[str, Any] | None]) -> Verdict:
+    """Whether the first row of the pairs beats all second ones."""
+    found = [pair for pair in pairs if pair is not None]
+    if len(found) < max(1, len(pairs)):
+        return Verdict(claim, None, "")
+    lows = [pair["difference"][1] for pair in found]
+    words = ", ".join(f"{100 * p['difference'][0]:+.0f} points over {p['b']}" for p in found)
+    return Verdict(claim, all(low is not None and low > 0 for low in lows), words)
 
 
 def _faster(whole: dict[str, Any], cells: dict[tuple[str, str], Any]) -> Iterator[Verdict]:

@@ -29,6 +29,7 @@ def contents(
     """What metrics.json holds."""
     untrained = set(about.get("untrained", ()))
     cells, pairs = [], []
+    all_won: dict[tuple[str, str], dict[int, bool]] = {}
     for kind in kinds:
         by_row = {row.name: [x for x in lines if (x["row"], x["kind"]) == (row.name, kind)] for row in rows}
         by_row = {name: found for name, found in by_row.items() if found}
@@ -36,7 +37,9 @@ def contents(
             _cell(row, kind, by_row[row.name], bool(untrained & set(row.needs))) for row in rows if row.name in by_row
         ]
         won = {name: {int(x["seed"]): bool(x["success"]) for x in found} for name, found in by_row.items()}
-        pairs += [_pair(kind, a, b, won) for a, b in claims.PAIRS if a in won and b in won]
+        all_won |= {(kind, name): found for name, found in won.items()}
+        pairs += [_pair(kind, a, b, won[a], won[b]) for a, b in claims.PAIRS if a in won and b in won]
+    pairs += _everything(kinds, all_won)
     whole = {"about": about, "cells": cells, "pairs": pairs, "times": [asdict(one) for one in times]}
     whole["verdicts"] = [asdict(one) for one in claims.verdicts(whole)]
     return dict(plain(whole))
@@ -65,8 +68,18 @@ def _cell(row: Row, kind: str, found: Sequence[Line], untrained: bool) -> dict[s
     return cell
 
 
-def _pair(kind: str, a: str, b: str, won: dict[str, dict[int, bool]]) -> dict[str, Any]:
-    found = compare(won[a], won[b])
+def _everything(kinds: Sequence[str], won: dict[tuple[str, str], dict[int, bool]]) -> list[dict[str, Any]]:
+    """Policy and planner together beside each alone over all kinds of tasks, where all of them were run."""
+    whole = {}
+    for who, rows in claims.EVERYWHERE.items():
+        if set(rows) == set(kinds) and all((kind, row) in won for kind, row in rows.items()):
+            whole[who] = {(kind, seed): ok for kind, row in rows.items() for seed, ok in won[kind, row].items()}
+    both, *alone = claims.EVERYWHERE
+    return [_pair(claims.EVERYTHING, both, one, whole[both], whole[one]) for one in alone if {both, one} <= set(whole)]
+
+
+def _pair(kind: str, a: str, b: str, of_a: dict[Any, bool], of_b: dict[Any, bool]) -> dict[str, Any]:
+    found = compare(of_a, of_b)
     return {"kind": kind, "a": a, "b": b, **found._asdict(), "difference": list(found.difference)}
 
 

@@ -12,20 +12,23 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ...control.search import METHODS, SearchConfig
-from ...data.sim.tasks import STEP_LIMIT
+from ...data.sim.tasks import KINDS, STEP_LIMIT
 
 Actor = Literal["hold", "random", "expert", "policy", "planner", "policy + planner"]
 Goal = Literal["nothing", "words", "pictures", "thinker"]
 #: What a row needs a checkpoint of, and the option that names it.
 Need = Literal["imagination", "patches", "policy", "thinker", "ahead", "score"]
 
+#: Kinds of tasks. Pictures are the same whether a task is told by words or by a lamp, so that one of the two is enough.
+PICTURED, PLACING = ("reach", "pick_place_text"), ("pick_place_text", "pick_place_lamp")
 _LOW, _HIGH = (-STEP_LIMIT,) * 3 + (0.0,), (STEP_LIMIT,) * 3 + (1.0,)
 
 
 @dataclass(frozen=True)
 class Row:
     """cem: the settings of V-JEPA 2-AC in place of ours. patches: in the world model of patch tokens. shuffled: told
-    what belongs to another task. samples, rounds, horizon: of a plan.
+    what belongs to another task. samples, rounds, horizon: of a plan. kinds: of the tasks that it is run on. curve:
+    whether it is also run at other budgets, on the first of its kinds.
     """
 
     name: str
@@ -37,6 +40,8 @@ class Row:
     samples: int = 64
     rounds: int = 3
     horizon: int = 4
+    kinds: tuple[str, ...] = KINDS
+    curve: bool = False
 
     def __post_init__(self) -> None:
         assert self.method in METHODS
@@ -60,8 +65,8 @@ class Row:
         return tuple(found)
 
     def fits(self, kind: str) -> bool:
-        """Whether it makes sense for tasks of this kind: policies and thinkers are told words, a reach is a picture."""
-        return kind != "reach" or (self.goal in ("nothing", "pictures") and "policy" not in self.actor)
+        """Whether it is run on tasks of this kind."""
+        return kind in self.kinds
 
     @property
     def family(self) -> str:
@@ -93,28 +98,29 @@ CEM_SAMPLES, CEM_ROUNDS = 80, 10
 def table(horizon: int = 4) -> list[Row]:
     """All rows, at their usual budgets."""
     cem: dict[str, Any] = {"method": "cem", "samples": CEM_SAMPLES, "rounds": CEM_ROUNDS, "horizon": 1}
+    text, lamp = PLACING
+    both: Actor = "policy + planner"
     rows = [
         Row("hold", "hold"),
         Row("random", "random"),
         Row("expert", "expert"),
-        Row("cem: pictures", "planner", "pictures", **cem),
-        Row("cem, patch tokens: pictures", "planner", "pictures", patches=True, **cem),
-        Row("planner: pictures", "planner", "pictures"),
-        Row("planner: shuffled pictures", "planner", "pictures", shuffled=True),
-        Row("planner, mppi: pictures", "planner", "pictures", method="mppi"),
-        Row("planner: words", "planner", "words"),
-        Row("planner: thinker", "planner", "thinker"),
-        Row("planner: shuffled thinker", "planner", "thinker", shuffled=True),
+        Row("cem: pictures", "planner", "pictures", kinds=PICTURED, curve=True, **cem),
+        Row("cem, patch tokens: pictures", "planner", "pictures", kinds=("reach",), curve=True, patches=True, **cem),
+        Row("planner: pictures", "planner", "pictures", kinds=PICTURED, curve=True),
+        Row("planner: shuffled pictures", "planner", "pictures", shuffled=True, kinds=("reach",)),
+        Row("planner, mppi: pictures", "planner", "pictures", method="mppi", kinds=("reach",)),
+        Row("planner: words", "planner", "words", kinds=(text,)),
+        Row("planner: thinker", "planner", "thinker", kinds=PLACING),
+        Row("planner: shuffled thinker", "planner", "thinker", shuffled=True, kinds=(lamp,)),
         Row("policy: words", "policy", "words"),
-        Row("policy: shuffled words", "policy", "words", shuffled=True),
-        Row("policy: thinker", "policy", "thinker"),
-        Row("policy: shuffled thinker", "policy", "thinker", shuffled=True),
-        Row("policy + planner: pictures", "policy + planner", "pictures"),
-        Row("policy + planner: shuffled pictures", "policy + planner", "pictures", shuffled=True),
-        Row("policy + planner: words", "policy + planner", "words"),
-        Row("policy + planner: shuffled words", "policy + planner", "words", shuffled=True),
-        Row("policy + planner: thinker", "policy + planner", "thinker"),
-        Row("policy + planner: shuffled thinker", "policy + planner", "thinker", shuffled=True),
+        Row("policy: shuffled words", "policy", "words", shuffled=True, kinds=(text,)),
+        Row("policy: thinker", "policy", "thinker", kinds=PLACING),
+        Row("policy: shuffled thinker", "policy", "thinker", shuffled=True, kinds=PLACING),
+        Row("policy + planner: pictures", both, "pictures", kinds=PICTURED),
+        Row("policy + planner: words", both, "words", kinds=(text,), curve=True),
+        Row("policy + planner: shuffled words", both, "words", shuffled=True, kinds=(text,)),
+        Row("policy + planner: thinker", both, "thinker", kinds=PLACING),
+        Row("policy + planner: shuffled thinker", both, "thinker", shuffled=True, kinds=(lamp,)),
     ]
     return [replace(row, horizon=horizon) if row.plans and row.method != "cem" else row for row in rows]
 
@@ -142,13 +148,13 @@ def budgets_of(words: str) -> list[tuple[int, int]]:
 
 
 def with_budgets(rows: Sequence[Row], budgets: Sequence[tuple[int, int]]) -> list[Row]:
-    """The rows, and behind every one that plans, and is told what belongs to its task, the same at other budgets."""
+    """The rows, and behind every one that a curve is drawn of the same at other budgets, on the first of its kinds."""
     out: list[Row] = []
     for row in rows:
         out.append(row)
-        if row.plans and not row.shuffled:
+        if row.curve:
             for samples, rounds in budgets:
                 if (samples, rounds) != (row.samples, row.rounds):
                     name = f"{row.name} @{samples}x{rounds}"
-                    out.append(replace(row, name=name, samples=samples, rounds=rounds))
+                    out.append(replace(row, name=name, samples=samples, rounds=rounds, kinds=row.kinds[:1]))
     return out

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from ..bootstrap import Interval, paired_bootstrap
 
+#: What tells one task from another, such as its seed.
+Task = TypeVar("Task", int, tuple[str, int])
 #: 97.5 % point of the normal distribution.
 _Z = 1.959963984540054
 
@@ -25,7 +27,8 @@ def wilson(successes: int, count: int) -> Interval:
     share, square = successes / count, _Z**2
     centre = (share + square / (2 * count)) / (1 + square / count)
     half = _Z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    # at 0 and at 1 the bound is the share itself, which rounding must not cross
+    return Interval(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -51,8 +54,8 @@ class Comparison(NamedTuple):
     p: float
 
 
-def compare(a: dict[int, bool], b: dict[int, bool]) -> Comparison:
-    """Successes by seed. What only one of them has is left out."""
+def compare(a: dict[Task, bool], b: dict[Task, bool]) -> Comparison:
+    """Successes by task. What only one of them has is left out."""
     shared = sorted(a.keys() & b.keys())
     left, right = (np.array([bool(one[seed]) for seed in shared], bool) for one in (a, b))
     only_a, only_b = int((left & ~right).sum()), int((right & ~left).sum())
