@@ -34,6 +34,11 @@ def demo_control(
     seed: Annotated[
         int, typer.Option(min=0, max=2_999_999, help="Which scenes: test seeds begin at 2000000.")
     ] = 2_000_000,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="So many tasks of each kind, from that seed on.")] = 1,
+    beside: Annotated[
+        Path | None,
+        typer.Option(help="Folder of thinkjepa evaluate control: say how what was done agrees with its lock step."),
+    ] = None,
     size: Annotated[str, typer.Option(help="Size of the camera's images: 128 … 640x480.")] = "256",
     thinker: Annotated[bool, typer.Option(help="Run the thinker node beside the controller.")] = True,
     thinker_model: Annotated[
@@ -50,6 +55,5 @@ def demo_control(
     from ..demo.control import demo_control as run
 
     kinds = [one.value for one in kind or (Kind.reach, Kind.pick_place_text)]
-    raise SystemExit(
-        run(imagination, policy, out, kinds, seed, size, thinker_model if thinker else None, device, video)
-    )
+    mind = thinker_model if thinker else None
+    raise SystemExit(run(imagination, policy, out, kinds, seed, size, mind, device, video, seeds=seeds, beside=beside))

@@ -16,6 +16,8 @@ from rich.text import Text
 
 from thinkjepa_ros import resources
 from thinkjepa_ros.checkpoints import CheckpointError, read_manifest
+from thinkjepa_ros.demo.agreement import agreement, lock_step
+from thinkjepa_ros.demo.agreement import lines as counts
 from thinkjepa_ros.demo.run import NODES, DemoError, environment, ros_arguments, stop_signals
 from thinkjepa_ros.demo.supervisor import Child, Supervisor
 from thinkjepa_ros.demo.table import LiveView
@@ -164,11 +166,14 @@ def demo_control(
     console: Console | None = None,
     controller: str = NODES + "controller",
     controlling: Mapping[str, Any] | None = None,
+    seeds: int = 1,
+    beside: Path | None = None,
 ) -> int:
-    """Have the robot do one task of each kind; returns the exit status.
+    """Have the robot do `seeds` tasks of each kind; returns the exit status.
 
     imagination, policy: checkpoint folders (default: the shipped ones). thinker: "mini", "control", a folder, or None.
     controller: module of the controller; one that is not ours gets the parameters `controlling` and no weights.
+    seeds: from `seed` on. beside: folder of `thinkjepa evaluate control`, to compare with what was done in lock step.
     0: every task was tried; 1: not, and it was said why. Whether tasks succeeded is in the words and in result.json.
     """
     from thinkjepa_ros.data.sim.generate import parse_size
@@ -179,6 +184,7 @@ def demo_control(
         console.print(words, style=style, markup=False, highlight=False, soft_wrap=True)
 
     try:
+        before = lock_step(beside) if beside is not None else {}
         width, height = parse_size(size)
         untrained: tuple[str, ...] = ()
         if controlling is None:
@@ -194,10 +200,11 @@ def demo_control(
         say(str(error), "red")
         return 1
     note = f"UNTRAINED {' and '.join(untrained)}" if untrained else ""
-    tasks = [f"{kind}:{seed}" for kind in kinds]
+    tasks = [f"{kind}:{number}" for number in range(seed, seed + seeds) for kind in kinds]
+    asked_for = ", ".join(tasks) if len(tasks) < 4 else f"{len(tasks)} tasks from {tasks[0]} on"
     with (
         stop_signals() as asked,
-        LiveView(f"control: {', '.join(tasks)}{f' ({note})' if note else ''}", console, render, line) as view,
+        LiveView(f"control: {asked_for}{f' ({note})' if note else ''}", console, render, line) as view,
         Supervisor(environment(out, domain), view.event) as supervisor,
     ):
         began = time.monotonic()
@@ -223,9 +230,13 @@ def demo_control(
         trouble = trouble or graph.trouble()
         graph.finish()
     results = graph.told.get("results", [])
-    summary = {"tasks": tasks, "results": results, "untrained": untrained}
+    compared = agreement(results, before)
+    summary = {"tasks": tasks, "results": results, "untrained": untrained,
+               "lock_step": {kind: c._asdict() for kind, c in compared.items()}}  # fmt: skip
     (out / "result.json").write_text(json.dumps({**summary, "seconds": round(time.monotonic() - began, 1)}, indent=1))
     for words in report(results, out, note):
+        say(words)
+    for words in counts(results, compared) if seeds > 1 or compared else ():
         say(words)
     if trouble:
         say(f"{trouble}; the logs are in {out / 'logs'}", "red")
@@ -290,7 +301,7 @@ def render(told: dict[str, Any], title: str, events: list[str]) -> RenderableTyp
     table.add_row("thought", Text(told.get("thought") or "none yet", "italic"))
     for name, node in told.get("nodes", {}).items():
         table.add_row(name, Text(node["words"], "green" if node["words"].startswith("running") else "yellow"))
-    for result in told.get("results", []):
+    for result in told.get("results", [])[-6:]:
         done = result["success"]
         table.add_row("result", Text(f"{result['kind']}:{result['seed']} {'done' if done else 'not done'}",
                                      "bold green" if done else "bold red"))  # fmt: skip
