@@ -1,4 +1,4 @@
-"""Sizes of the trainings behind the shipped mini, one place for the commands' defaults and the stages.
+"""Sizes of the trainings behind the shipped models, one place for the commands' defaults and the stages.
 
 Nothing is imported here, so that `--help` answers at once.
 """
@@ -34,26 +34,26 @@ TUNE_GUIDE_STEPS = 400
 #: With their variations there are about so many episodes to learn a forecast from.
 TUNE_EPISODES = 32
 
-# --- the world model of the controller, `thinkjepa train world`
+# --- the world model of the controller, `thinkjepa train world`: as models/control/imagination was trained
 WORLD_IMAGE = 128  #: pixels per side
 WORLD_ENCODER_DEPTH = 4
-WORLD_LATENT = 64  #: width of the latents that are planned in
+WORLD_LATENT = 48  #: width of the latents that are planned in
 WORLD_POOLED = 4
-WORLD_POINTS = 24  #: things that its eye can follow
+WORLD_POINTS = 32  #: things that its eye can follow
 WORLD_POINTS_WIDTH = 24  #: of the width of a latent
-WORLD_SEE_STEPS = 3000  #: steps before the others, in which they learn to see
+WORLD_SEE_STEPS = 5000  #: steps before the others, in which they learn to see
 WORLD_CONTEXT = 2  #: frames
 WORLD_HORIZON = 8  #: actions
-WORLD_STEPS = 2000
-WORLD_BATCH = 64
+WORLD_STEPS = 2400
+WORLD_BATCH = 24
 WORLD_LR = 1e-3
 
-# --- the policy, `thinkjepa train policy`
+# --- the policy, `thinkjepa train policy`: as models/control/policy was, before its practice
 POLICY_WIDTH = 128
 POLICY_DETAIL = 48  #: channels of the map that is finer than the encoder's tokens
-POLICY_STEPS = 4000
-POLICY_BATCH = 64
-POLICY_LR = 1e-3
+POLICY_STEPS = 12000
+POLICY_BATCH = 16
+POLICY_LR = 1.5e-3
 SCORE_STEPS = 1000  #: of the language score, `thinkjepa train score`
 SCORE_BATCH = 64
 SCORE_LR = 1e-3

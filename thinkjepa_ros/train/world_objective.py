@@ -40,12 +40,12 @@ class Recipe:
     sigreg_on: str = "changes"
     rollout: float = 0.5
     inverse: float = 0.2
-    place: float = 0.5
+    place: float = 1.0
     things: float = 0.2
     #: "online": the encoder itself, gradient stopped; "moving": a moving average of it.
     target: str = "online"
     momentum: float = 0.99
-    targets: int = 3  #: frames of the horizon that are looked at in each sample
+    targets: int = 2  #: frames of the horizon that are looked at in each sample
     guidance_dropout: float = 0.3
 
     def __post_init__(self) -> None:
