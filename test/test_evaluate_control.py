@@ -27,6 +27,7 @@ from thinkjepa_ros.evaluation.control.journal import Journal, Key, key_of
 from thinkjepa_ros.evaluation.control.models import Models, Sources
 from thinkjepa_ros.evaluation.control.planned import Setting
 from thinkjepa_ros.evaluation.control.statistics import compare, mcnemar, wilson
+from thinkjepa_ros.evaluation.control.timing import measure
 from thinkjepa_ros.thinker.qwen import Thinker
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,6 +196,13 @@ def test_a_policy_proposes_alone_and_to_the_planner_at_equal_compute(
     assert len(set(digests.values())) == 3 and both != digests["planner: pictures"]
     # what untrained weights imagine is not better by enough to depart from what the policy would do
     assert found["policy + planner: pictures"]["sources"] == {"policy": 3} and both == digests["policy: words"]
+
+
+def test_a_plan_s_time_is_that_of_moments_at_which_it_was_thought(sources: Sources) -> None:
+    names = ["policy: words", "planner: pictures", "policy + planner: pictures"]
+    times = measure(rows.choose(rows.table(horizon=2), names), ("pick_place_text",), Models(sources), Setting(), 1)
+    moments = {one.row: (one.moments, one.imagined) for one in times}
+    assert moments == {names[0]: (4, 0), names[1]: (8, 195), names[2]: (4, 195)}  # two actions of a chunk are done
 
 
 def test_a_thinker_is_heard_an_action_later_and_never_sees_what_comes(sources: Sources) -> None:

@@ -39,7 +39,8 @@ class Seen:
 @dataclass(frozen=True)
 class Answer:
     """action: float32 [4], metres along x, y, z of the base frame and closedness. source: where it comes from, a word.
-    imagined: sequences. energy, hold_energy: of what was imagined, NaN where nothing was.
+    imagined: sequences. energy, hold_energy: of what was imagined, NaN where nothing was. fresh: thought now, and not
+    what is left of an earlier plan, or nothing at all.
     """
 
     action: np.ndarray
@@ -47,6 +48,7 @@ class Answer:
     imagined: int = 0
     energy: float = float("nan")
     hold_energy: float = float("nan")
+    fresh: bool = True
 
 
 class Agent(Protocol):

@@ -66,6 +66,7 @@ class Controlled:
         self._reads = row.goal == "thinker" and (policy is None or not policy.config.guide_layers)
         self._shown: np.ndarray | None = None
         self._closedness = 0.0  # as commanded
+        self._length = 0  # of a whole plan
 
     def act(self, seen: Seen) -> Answer:
         controller, window = self._controller, self._controller.window
@@ -79,10 +80,12 @@ class Controlled:
         self._tell(seen.instruction, seen.guidance)
         outcome = controller.plan(stamps, seen.state, seen.camera_pose, commanded=self._closedness)
         if outcome.plan is None:
-            return Answer(np.array((0, 0, 0, self._closedness), np.float32), "hold")
+            return Answer(np.array((0, 0, 0, self._closedness), np.float32), "hold", fresh=False)
         plan = outcome.plan
         self._closedness = float(plan.actions[0, 3])
-        return Answer(plan.actions[0], plan.source, outcome.imagined, plan.energy, plan.hold_energy)
+        self._length = max(self._length, len(plan.actions))
+        fresh = len(plan.actions) == self._length  # what is left of a plan is shorter
+        return Answer(plan.actions[0], plan.source, outcome.imagined, plan.energy, plan.hold_energy, fresh)
 
     def _tell(self, instruction: str, guidance: Guidance | None) -> None:
         """Sub-goals, and a policy that was built without guidance, know the words of the thinker's answer and no

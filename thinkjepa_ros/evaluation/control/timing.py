@@ -26,7 +26,9 @@ LENGTH = 9
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds from the picture to the action, over `moments`. imagined: sequences per plan."""
+    """Milliseconds from the picture to the action, over `moments`: those at which the row thought anew, and did not go
+    on with what it had begun. imagined: sequences per plan.
+    """
 
     row: str
     kind: str
@@ -60,13 +62,13 @@ def measure(
                     for (row, sight), agent in zip(watching, agents, strict=True):
                         last = sight.now()
                         answer, wall, cpu = decide(agent, last)
-                        if moment:
+                        if moment and answer.fresh:
                             found[row.name].append((wall, cpu, answer.imagined))
                     if last is None:
                         break
                     cell.act(driver.act(last).action)
                     seen()
-        out += [_times(row, kind, found[row.name]) for row in asked]
+        out += [_times(row, kind, found[row.name]) for row in asked if found[row.name]]
     return out
 
 
