@@ -293,6 +293,10 @@ def test_claims_are_judged_on_the_figures() -> None:
     assert len(everything) == 1 and everything[0].held is None
     faster = next(verdict for claim, verdict in found.items() if "at equal success" in claim)
     assert faster.held and faster.measured.startswith("12.0 times")  # 8x1 is quicker still, and worse
+    whole["cells"].append(cell("cem, patch tokens: pictures @8x1", "reach", 0.94))
+    whole["times"].append({"kind": "reach", "row": "cem, patch tokens: pictures @8x1", "wall_ms": [40.0, 40.0]})
+    faster = next(v for v in claims.verdicts(whole) if "at equal success" in v.claim)
+    assert not faster.held and faster.measured.startswith("4.0 times") and "; 12.0 times that of" in faster.measured
     whole["cells"][5]["success"][0] = 1.0
     assert not next(v for v in claims.verdicts(whole) if "at equal success" in v.claim).held
 

@@ -126,6 +126,9 @@ def _faster(whole: dict[str, Any], cells: dict[tuple[str, str], Any]) -> Iterato
     ratio = times["reach", theirs] / times["reach", ours]
     equal = share[0] - share[1] >= NO_WORSE
     words = f"{ratio:.1f} times ({ours!r} {100 * share[0]:.0f} %, {theirs!r} {100 * share[1]:.0f} %)"
+    usual = theirs.partition(" @")[0]
+    if usual != theirs:
+        words += f"; {times['reach', usual] / times['reach', ours]:.1f} times that of {usual!r}"
     yield Verdict(claim, bool(equal and ratio >= FASTER), words)
 
 
