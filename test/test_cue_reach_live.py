@@ -71,6 +71,7 @@ def stop_when(path: Path) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@pytest.mark.slow
 def test_unguided_forecasts_are_those_of_the_model_and_an_interrupted_run_goes_on(tmp_path, episodes, mini):
     arguments = {"model": mini, "guided": False, "dtype": "float32", "until_ns": ends(episodes), "chunk": 1}
     stop_when(tmp_path / "chunk_000.json")
@@ -104,6 +105,7 @@ def test_unguided_forecasts_are_those_of_the_model_and_an_interrupted_run_goes_o
         run_live(episodes, tmp_path, **{**arguments, "guided": True})
 
 
+@pytest.mark.slow
 def test_thoughts_guide_only_the_episode_they_are_about(tmp_path, episodes, mini):
     loaded = [Episode.load(file) for file in episodes]
     assert loaded[0].instruction != loaded[1].instruction

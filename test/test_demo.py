@@ -343,6 +343,7 @@ def test_demo_from_start_to_picture(tmp_path, small_model, cue_reach):
     assert f"picture: {run.out / 'forecast.png'}" in run.output
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_everything_and_still_reports(tmp_path, small_model, cue_reach):
     run = Demo(tmp_path / "out", small_model, cue_reach, "loop=True", "record_video=False")
     run.wait(lambda: "predictor [running]" in run.output, "a running predictor")

@@ -318,6 +318,7 @@ def copy_of(source: Path, folder: Path, seconds: float) -> Path:
 SHIPPED = Settings(truth="/truth/joints", pose_topic="/camera/pose")
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_a_recording_through_the_nodes_gives_what_the_model_says_of_its_images(tmp_path):
     from thinkjepa_ros.demo.live_bag import replay_live

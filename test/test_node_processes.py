@@ -102,7 +102,7 @@ def test_signals_end_the_nodes_with_status_0(processes, peer, number):
     [
         ("predictor", "call", signal.SIGINT),
         ("predictor", "load", signal.SIGTERM),
-        ("thinker", "call", signal.SIGTERM),
+        pytest.param("thinker", "call", signal.SIGTERM, marks=pytest.mark.slow),
         ("thinker", "load", signal.SIGINT),
     ],
 )
@@ -127,6 +127,7 @@ def test_signals_end_a_node_whose_model_hangs(processes, peer, small_model, name
     assert status == 0 and took < 5.0, process.output
 
 
+@pytest.mark.slow
 def test_a_thinker_that_hangs_for_too_long_ends_for_whoever_restarts_it(processes, peer):
     options = ["-p", "think_timeout_s:=0.1", "-p", "exit_when_hung_s:=1.5", "-p", "window_s:=1.0"]
     process = processes.start(HANGING, "thinker", "call", "--ros-args", *options)
@@ -175,6 +176,7 @@ def test_a_killed_thinker_costs_the_predictor_nothing_and_its_guidance_returns(p
     assert statuses[-1].guidance_refused == 0
 
 
+@pytest.mark.slow
 def test_a_live_loop_repeats_itself(processes, peer, small_model):
     """A stamp that is forecast again in a later round gives the same within 0.1 mm.
 
@@ -198,6 +200,7 @@ def test_a_live_loop_repeats_itself(processes, peer, small_model):
     assert statuses[-1].jumps >= 1 and all(accounted(s) for s in statuses)
 
 
+@pytest.mark.slow
 def test_two_namespaces_do_not_hear_each_other(processes, peer, small_model):
     for robot in ("/left_robot", "/right_robot"):
         processes.node("predictor", "-r", f"__ns:={robot}", "-p", f"model:={small_model}")

@@ -129,6 +129,7 @@ def test_choice_of_topics_offset_and_names(processes, peer, tmp_path):
     assert not paths
 
 
+@pytest.mark.slow
 def test_lock_step_replays_are_equal_to_the_last_bit(processes, peer, tmp_path, small_model):
     """Round after round and run after run: without lock step images would be superseded, differently each time.
 
