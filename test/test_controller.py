@@ -196,7 +196,9 @@ def test_a_search_that_is_cancelled_or_out_of_time_takes_the_best_so_far() -> No
 
 
 def test_a_policy_acts_alone_or_proposes() -> None:
-    alone = make(dataclasses.replace(QUICK, mode="policy"), small_policy(std=0.005))
+    patient = make(dataclasses.replace(QUICK, mode="policy"), small_policy())
+    assert "nothing is asked for" in patient.plan(look(patient), STATE, POSE).reason
+    alone = make(dataclasses.replace(patient.options, act_untold=True), small_policy(std=0.005))
     plan = alone.plan(look(alone), STATE, POSE).plan
     assert plan is not None and plan.source == "policy" and plan.actions.shape == (4, 4)
     assert np.isnan(plan.energy) and np.abs(plan.actions[:, :3]).max() <= MAX_STEP_M + 1e-7
@@ -220,18 +222,16 @@ def test_proposals_enter_the_search_and_can_win() -> None:
 
 
 def test_a_policy_that_is_trusted_is_departed_from_for_much_only() -> None:
-    told = "put the red cube in the left tray"
-    alone = make(dataclasses.replace(QUICK, mode="policy"), small_policy())
-    alone.instruct(told)
-    own = planned(alone.plan(ready(alone), STATE, POSE))
     plans, costs = {}, {}
-    for trust in (0.0, 1e-3, 1e5):
-        both = make(dataclasses.replace(QUICK, mode="both", proposals=8, spread=1.0, trust=trust), small_policy())
-        both.instruct(told)
+    for mode, trust in (("policy", 1.0), ("both", 0.0), ("both", 1e-3), ("both", 1e5)):
+        options = dataclasses.replace(QUICK, mode=mode, proposals=8, spread=1.0, trust=trust)
+        both = make(options, small_policy())
+        both.instruct("put the red cube in the left tray")
         outcome = both.plan(ready(both), STATE, POSE)
-        plans[trust], costs[trust] = planned(outcome), outcome.parts["goal"]
+        plans[trust], costs[trust] = planned(outcome), (outcome.parts or {}).get("goal")
+    own = plans[1.0]
     assert np.array_equal(plans[1e5], own[:3]) and not np.array_equal(plans[0.0], own[:3])
-    assert costs[0.0] <= costs[1e-3] + 1e-6 and costs[1e-3] <= costs[1e5] + 1e-6  # what trust costs
+    assert costs[0.0] <= costs[1e-3] + 1e-6 <= costs[1e5] + 2e-6  # what trust costs
 
 
 def test_both_leaves_to_the_policy_what_nothing_scores() -> None:

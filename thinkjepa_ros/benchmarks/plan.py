@@ -81,7 +81,7 @@ def _groups(
 
 @dataclass(frozen=True)
 class Shape:
-    """Both world models: as wide, as deep, and of the same latents."""
+    """Both world models: as wide, as deep, and of the same latents. mini is that of models/control."""
 
     latent: int
     side: int  #: tokens per side of an image
@@ -102,7 +102,7 @@ class Shape:
         return WorldModel(config)
 
 
-SHAPES = {"mini": Shape(128, 8, 128, 3, 4, 8), "full": Shape(1024, 16, 512, 8, 8, 2)}
+SHAPES = {"mini": Shape(48, 8, 128, 3, 4, 2), "full": Shape(1024, 16, 512, 8, 8, 2)}
 
 
 class PatchWorld:

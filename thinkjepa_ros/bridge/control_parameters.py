@@ -114,6 +114,12 @@ _PLANNING = (
         dynamic=True,
     ),
     Parameter(
+        "act_untold",
+        False,
+        "Mode policy: act although nothing is asked for. Else the robot holds until words or a thought name something.",
+        dynamic=True,
+    ),
+    Parameter(
         "commit",
         2,
         "Actions that are done of a plan in which the policy has a part, before the next. Asked after every one, a "
@@ -287,6 +293,7 @@ def options_of(values: Any) -> Options:
         "prior_weight",
         "trust",
         "spread",
+        "act_untold",
         "commit",
     )
     return Options(

@@ -35,7 +35,7 @@ from .energy import Energy, Term
 from .imagination import ENERGIES, Imagination, load_imagination
 from .latent import LatentWorld
 from .options import AIMS, LEAST_DEVIATION, MAX_STEP_M, MODES, Options
-from .outcome import Outcome, Scene, missing
+from .outcome import UNASKED, Outcome, Scene, missing
 from .planner import Planner, Problem
 from .policy import UNTOLD, Policy, load_policy, named, words_of
 from .score import LanguageScore, load_score
@@ -43,9 +43,7 @@ from .sight import Sight
 
 
 class Controller:
-    """See the head of this file. Plans are deterministic: the same frames, states and goals since `reset` give the same
-    plans.
-    """
+    """See the head of this file. Plans are deterministic: they follow from frames, states and goals since `reset`."""
 
     def __init__(
         self,
@@ -251,7 +249,7 @@ class Controller:
         told = self._policy is not None and self._told(scene)
         try:
             rest = self._rest(scene)
-            outcome = rest or (self._search(scene, told, cancelled) if self._planners else self._alone(scene))
+            outcome = rest or (self._search(scene, told, cancelled) if self._planners else self._alone(scene, told))
         except ValueError as error:  # a goal image that fits no camera, guidance that does not fit
             rest, outcome = None, Outcome(None, str(error))
         if rest is None and outcome.plan is not None and (told or not self._planners):
@@ -281,8 +279,10 @@ class Controller:
         return Outcome(replace(plan, actions=plan.actions[done:], stamp_ns=stamp, guidance_age_s=self._age(scene)))
 
     @torch.inference_mode()
-    def _alone(self, scene: Scene) -> Outcome:
+    def _alone(self, scene: Scene, told: bool) -> Outcome:
         """What the policy would do, without anything imagined."""
+        if not (told or self.options.act_untold):
+            return Outcome(None, UNASKED)
         actions = self._propose(scene, 1, self.options.temperature)[0].cpu().numpy()
         if not np.isfinite(actions).all():
             return Outcome(None, "the policy proposes what is not finite")
@@ -297,7 +297,7 @@ class Controller:
             words, look = self._words(answers=True), lambda: self._now(scene)
             target = self._aims.target(options.aim, self._distance, wanted, words, look)
             if target.term is None:
-                return self._alone(scene) if told and options.aim == "auto" else Outcome(None, target.reason)
+                return self._alone(scene, told) if told and options.aim == "auto" else Outcome(None, target.reason)
             parts, proposals = [target.term], None
             if told:
                 proposals, prior = self._offer(scene)

@@ -28,6 +28,7 @@ class Options:
     it offers, how far their mean draws the search, how wide that begins, as a share of what is usual, and what a
     sequence costs that lies a standard deviation of the proposals from the policy's own (see `energy.prior`): to be
     preferred, it must be imagined to be better by as much. temperature: of the policy in mode "policy", 0: its mean.
+    act_untold: in mode "policy", act although nothing is asked for, as a policy that knows one task only may.
     commit: actions of a plan in which the policy has a part that are done before the next plan.
     distance: see `Imagination.energy`. budget_s: no new round begins after so long; 0: all are made.
     workspace: lowest and highest corner [m]; plans that leave it cost more.
@@ -45,6 +46,7 @@ class Options:
     spread: float = 0.02
     refine: int = 0
     temperature: float = 0.0
+    act_untold: bool = False
     commit: int = 2
     distance: str = "l1"
     budget_s: float = 0.0

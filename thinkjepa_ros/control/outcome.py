@@ -11,6 +11,9 @@ from torch import Tensor
 from ..values import Plan
 from . import space
 
+#: Why a policy alone does nothing.
+UNASKED = "nothing is asked for: no instruction and no thought names a cube or a tray (act_untold: act all the same)"
+
 
 @dataclass(frozen=True)
 class Outcome:

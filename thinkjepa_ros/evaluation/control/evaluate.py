@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ...control.options import Options
 from ...data.sim.rollouts import WORKCELL_VERSION
 from ...data.sim.script import TEST_SEEDS, VAL_SEEDS
 from ...data.sim.tasks import KINDS
@@ -119,11 +120,15 @@ def usable(rows: Sequence[Row], known: dict[Need, Known], kinds: Sequence[str]) 
 
 
 def settings_of(row: Row, known: dict[Need, Known], setting: Setting) -> str:
-    """Hash of what decides an episode of the row, but for the task: settings, weights, version of the workcell."""
+    """Hash of what decides an episode of the row, but for the task: settings, weights, version of the workcell, and how
+    the controller plans where nothing is set.
+    """
     parts: dict[str, Any] = {"row": row.settings, "workcell": WORKCELL_VERSION}
     parts["weights"] = {need: known[need].sha256 for need in row.needs}
     if row.plans:
         parts["setting"] = asdict(setting)
+    if row.method != "cem" and (row.plans or row.actor == "policy"):
+        parts["options"] = asdict(Options())  # the controller's own defaults
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
