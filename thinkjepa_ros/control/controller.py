@@ -272,10 +272,11 @@ class Controller:
         """
         if self._begun is None or self._begun[0] != self._asked:
             return None
-        plan, stamp = self._begun[1], scene.stamps[-1]
-        done = round((stamp - plan.stamp_ns) / self.step_ns)
-        if not 0 < done < min(self.options.commit, len(plan.actions)):
+        plan, elapsed = self._begun[1], scene.stamps[-1] - self._begun[1].stamp_ns
+        done = elapsed // self.step_ns  # whole actions: a camera's pictures come sooner and later
+        if elapsed <= 0 or done >= min(self.options.commit, len(plan.actions)):
             return None
+        stamp = plan.stamp_ns + done * self.step_ns
         return Outcome(replace(plan, actions=plan.actions[done:], stamp_ns=stamp, guidance_age_s=self._age(scene)))
 
     @torch.inference_mode()
