@@ -112,6 +112,7 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all(tmp_path: Path) -> No
     assert all("the loss is not finite at step 3" in said for said in words(tmp_path)) and saved_step(tmp_path) == 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_to_torchrun_saves_before_it_ends(tmp_path: Path) -> None:
     """The terminal signals the whole group, and torchrun passes the signal on: its processes get it twice."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]

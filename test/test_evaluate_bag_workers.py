@@ -55,7 +55,7 @@ def told(replay: Any) -> list[Any]:
     return [replay.thoughts, replay.about["left_out"], [b["used"] for b in replay.about["bags"]], replay.about["notes"]]
 
 
-@pytest.mark.parametrize("size", [1, 8, 41])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 8, 41])
 def test_parts_of_any_size_say_what_the_whole_says(
     tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:

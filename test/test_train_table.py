@@ -270,6 +270,7 @@ def test_two_processes_share_the_trials_and_what_a_killed_one_left_is_gone_on_wi
         assert equal(weights(out / trial.folder), weights(tmp_path / "alone" / trial.folder)), trial
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_asked_to_stop_goes_on_to_the_same_weights(tracks: Tracks, tmp_path: Path) -> None:
     trial, steps = Trial("guided", 1), 40
     train_trials(tmp_path / "alone", tracks, [trial], steps)
