@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from thinkjepa_ros.demo import agreement
 from thinkjepa_ros.evaluation import card, world_report
 from thinkjepa_ros.evaluation.control import report as control_report
 from thinkjepa_ros.evaluation.cue_reach import report
@@ -67,6 +68,7 @@ SOURCES: dict[str, Callable[[Any, str], str]] = {
     "encoders": _one(card.encoders_table),
     "control/world": _named(world_report.tables),
     "control/table": _named(control_report.tables),
+    "control/topics": _named(agreement.tables),
 }
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from thinkjepa_ros.demo.agreement import AgreementError, agreement, lines, lock_step
+from thinkjepa_ros.demo.agreement import AgreementError, agreement, lines, lock_step, tables
 from thinkjepa_ros.demo.control import demo_control
 from thinkjepa_ros.evaluation.control.evaluate import JOURNAL
+from thinkjepa_ros.evaluation.cue_reach.report import NOTHING
 
 
 def folder(path: Path, won: dict[int, bool]) -> Path:
@@ -43,6 +44,16 @@ def test_only_the_same_tasks_and_weights_are_compared(tmp_path: Path) -> None:
     assert "only one 1 : 1, difference +0" in words[0] and words[1] == (
         "pick_place_text: 1 of 1 done over topics, 100 [21, 100] %"
     )
+
+
+def test_documents_get_what_was_counted_and_a_dash_where_nothing_was(tmp_path: Path) -> None:
+    results = [{**result(k, k > 1), "done_after": 5 + k if k > 1 else None, "pace": 1.0 - k / 10} for k in range(1, 4)]
+    results.append({**result(1, False, "pick_place_text"), "done_after": None, "pace": 0.5})
+    compared = agreement(results, lock_step(folder(tmp_path, {1: True, 2: True})))
+    summary = {"results": results, "lock_step": {kind: c._asdict() for kind, c in compared.items()}}
+    reach, text = tables(json.loads(json.dumps(summary)))[0].rows
+    assert reach[:4] == ["reach", "2 of 3: 67 [21, 94]", "2 of 2", "0 : 1"] and reach[5:] == ["7.5", "0.70"]
+    assert text == ["pick_place_text", "0 of 1: 0 [0, 79]", NOTHING, NOTHING, NOTHING, NOTHING, "0.50"]
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"cells": 3}', '{"cells": [{"row": 1}]}', '{"cells": []}'])

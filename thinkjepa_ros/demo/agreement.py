@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from thinkjepa_ros.evaluation.control.evaluate import JOURNAL
 from thinkjepa_ros.evaluation.control.journal import Journal
+from thinkjepa_ros.evaluation.control.report import triple
 from thinkjepa_ros.evaluation.control.statistics import Comparison, compare, wilson
+from thinkjepa_ros.evaluation.cue_reach.report import NOTHING, Table
 
 #: The row that the controller's nodes do in lock step when nothing is set but the models, by kind of task.
 ROWS = {"reach": "planner: pictures", "pick_place_text": "policy: words", "pick_place_lamp": "policy: thinker"}
@@ -69,3 +72,21 @@ def lines(results: Sequence[Mapping[str, Any]], compared: Mapping[str, Compariso
             )
         out.append(words)
     return out
+
+
+def tables(summary: Mapping[str, Any]) -> list[Table]:
+    """The same for documents. summary: result.json of `thinkjepa demo-control`."""
+    header = ["kind", "over topics, %", "lock step, same tasks", "only one", "difference", "actions", "slowest pace"]
+    rows = []
+    for kind in dict.fromkeys(r["kind"] for r in summary["results"]):
+        found = [r for r in summary["results"] if r["kind"] == kind]
+        won = [r["done_after"] for r in found if r["success"]]
+        row = [kind, f"{len(won)} of {len(found)}: {triple(wilson(len(won), len(found)), 100, 0)}"]
+        c = summary["lock_step"].get(kind)
+        row += [NOTHING] * 3 if c is None else [
+            f"{c['both'] + c['only_b']} of {c['seeds']}", f"{c['only_a']} : {c['only_b']}",
+            triple(c["difference"], 100, 0, "+"),
+        ]  # fmt: skip
+        rows.append([*row, f"{median(won):g}" if won else NOTHING, f"{min(r['pace'] for r in found):.2f}"])
+    words = "Done over topics in real time, beside lock step (95 % intervals; pace: simulated seconds per second)"
+    return [Table("topics", words, header, rows)]
