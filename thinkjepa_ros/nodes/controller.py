@@ -246,19 +246,19 @@ class ControllerNode(CameraNode):
         elif outcome.plan is None:
             cockpit.no_plan(outcome.reason)
         else:
-            self._follow(outcome, outcome.plan, cockpit)
+            self._follow(outcome, outcome.plan, cockpit, ns)
             if thought is not None and not math.isnan(outcome.plan.guidance_age_s):
                 guidance.used(thought)
         self.ledger.settle(entry, Fate.USED)
         self.success()
 
-    def _follow(self, outcome: Outcome, plan: Plan, cockpit: Cockpit) -> None:
-        age = self._age(plan.stamp_ns)
+    def _follow(self, outcome: Outcome, plan: Plan, cockpit: Cockpit, seen_ns: int) -> None:
+        age = self._age(seen_ns)  # what is left of an older plan keeps its own time
         if plan.source == "policy" and math.isnan(plan.energy):  # nothing was imagined
             self._watch.saw(Input.PLAN, age)
         else:
             self._watch.planned(plan.energy, plan.hold_energy, age)
-        cockpit.drive.follow(plan, age)
+        cockpit.drive.follow(plan, self._age(plan.stamp_ns))
         message = plan_to_message(plan, self.parameters["base_frame"], planning_s=outcome.planning_s)
         message.model_id, message.domain, message.trained = self.model_id, self._domain, bool(self.trained)
         self._plan_pub.publish(message)
